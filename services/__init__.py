@@ -1,0 +1,1 @@
+"""What operators and other programs talk to: the HTTP gateway, the metrics exporter and the `preceptor` command."""

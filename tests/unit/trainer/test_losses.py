@@ -1,0 +1,287 @@
+"""The losses against naive double loops in plain Python, closed-form gradients and single-process results."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.losses import (
+    TemperatureMismatch,
+    check_temperature,
+    contrast_in_batch,
+    distill_loss,
+    pretext_loss,
+    total_loss,
+)
+
+CONTRAST_GRID = list(itertools.product((2, 3, 5, 7), (3, 8, 16), (0.07, 0.5, 1.0)))
+DISTILL_GRID = list(itertools.product((2, 3, 7), (2, 5, 12), (1.0, 2.5, 4.0)))
+
+
+def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(randn(*shape, seed=seed), dim=1)
+
+
+def softmax(row: list[float]) -> list[float]:
+    weights = [math.exp(value - max(row)) for value in row]
+    return [weight / sum(weights) for weight in weights]
+
+
+def naive_contrast(z1: list[list[float]], z2: list[list[float]], temperature: float) -> float:
+    def similarity(a: list[float], b: list[float]) -> float:
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        return math.exp(dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b)) / temperature)
+
+    total = 0.0
+    for i in range(len(z1)):
+        positive = similarity(z1[i], z2[i])
+        same_view = other_view = 0.0
+        for j in range(len(z1)):
+            if j != i:
+                same_view += similarity(z1[i], z1[j])
+                other_view += similarity(z1[i], z2[j])
+        total -= math.log(positive / (positive + same_view))
+        total -= math.log(positive / (positive + other_view))
+    return total / len(z1)
+
+
+def naive_distill(student: list[list[float]], softened: list[list[float]], tau: float) -> float:
+    total = 0.0
+    for s_row, t_row in zip(student, softened, strict=True):
+        p, q = softmax(t_row), softmax([s / tau for s in s_row])
+        for k in range(len(s_row)):
+            total += p[k] * (math.log(p[k]) - math.log(q[k]))
+    return tau * tau * total / len(student)
+
+
+# --- pretext
+
+
+@pytest.mark.parametrize(("batch", "classes"), [(1, 2), (2, 5), (7, 5), (4, 12)])
+def test_pretext_equals_naive_cross_entropy(batch: int, classes: int) -> None:
+    logits = randn(batch, classes, scale=3)
+    labels = [(3 * i + 1) % classes for i in range(batch)]
+    naive = -sum(math.log(softmax(row)[label]) for row, label in zip(logits.tolist(), labels, strict=True)) / batch
+    assert pretext_loss(logits, torch.tensor(labels)).item() == pytest.approx(naive, rel=1e-12)
+
+
+def test_pretext_refuses_labels_of_another_length() -> None:
+    with pytest.raises(ValueError, match=r"got \[3, 5\] and \[2\]"):
+        pretext_loss(randn(3, 5), torch.zeros(2, dtype=torch.int64))
+
+
+# --- contrast
+
+
+@pytest.mark.parametrize(("batch", "size", "temperature"), CONTRAST_GRID)
+def test_contrast_equals_naive_loops(batch: int, size: int, temperature: float) -> None:
+    z1, z2 = unit(batch, size, seed=1), unit(batch, size, seed=2)
+    expected = naive_contrast(z1.tolist(), z2.tolist(), temperature)
+    assert contrast_in_batch(z1, z2, temperature).item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_contrast_of_equal_features_is_two_log_b(batch: int) -> None:
+    z = unit(1, 8).expand(batch, 8)
+    assert contrast_in_batch(z, z).item() == pytest.approx(2 * math.log(batch), rel=1e-12)
+
+
+def test_contrast_is_near_zero_when_videos_are_orthogonal_and_clips_agree() -> None:
+    z = torch.eye(4, dtype=torch.float64)
+    expected = 2 * math.log1p(3 * math.exp(-1 / 0.07))
+    assert contrast_in_batch(z, z).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_contrast_is_finite_in_float32_where_exp_overflows() -> None:
+    z1 = F.normalize(randn(4, 8, seed=1).float(), dim=1).requires_grad_()
+    loss = contrast_in_batch(z1, -z1.detach(), temperature=0.005)  # exp(1 / .005) is far beyond float32
+    loss.backward()
+    assert loss.item() == pytest.approx(_contrast_by_logs(z1.detach().double(), 0.005), rel=1e-4)
+    assert torch.isfinite(z1.grad).all()
+
+
+def _contrast_by_logs(z: Tensor, temperature: float) -> float:
+    """The loss for z2 = -z1 with the largest exponent taken out by hand."""
+    total = 0.0
+    for i in range(len(z)):
+        positive = -float(z[i] @ z[i]) / temperature
+        for sign in (1.0, -1.0):
+            row = [sign * float(z[i] @ z[j]) / temperature for j in range(len(z)) if j != i] + [positive]
+            total += max(row) + math.log(sum(math.exp(value - max(row)) for value in row)) - positive
+    return total / len(z)
+
+
+def test_gradient_of_contrast_agrees_with_finite_differences() -> None:
+    z1, z2 = unit(3, 4, seed=1).requires_grad_(), unit(3, 4, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: contrast_in_batch(a, b, 0.5), (z1, z2))
+
+
+@pytest.mark.parametrize(("batch", "ranks"), [(4, 2), (6, 3), (2, 2)])
+def test_slices_of_the_ranks_average_to_the_global_loss_and_gradient(batch: int, ranks: int) -> None:
+    whole = [unit(batch, 8, seed=1).requires_grad_(), unit(batch, 8, seed=2).requires_grad_()]
+    sliced = [z.detach().clone().requires_grad_() for z in whole]
+    loss = contrast_in_batch(*whole)
+    loss.backward()
+    share = batch // ranks
+    parts = [contrast_in_batch(*sliced, rows=slice(r * share, (r + 1) * share)) for r in range(ranks)]
+    mean = torch.stack(parts).mean()
+    mean.backward()
+    assert mean.item() == pytest.approx(loss.item(), rel=1e-12)
+    for a, b in zip(whole, sliced, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_contrast_refuses_a_single_video() -> None:
+    with pytest.raises(ValueError, match="at least 2 videos"):
+        contrast_in_batch(unit(1, 8), unit(1, 8))
+
+
+def test_contrast_refuses_a_slice_without_anchors() -> None:
+    with pytest.raises(ValueError, match="no anchor"):
+        contrast_in_batch(unit(4, 8), unit(4, 8), rows=slice(4, 8))
+
+
+def test_contrast_refuses_other_shapes_and_temperatures() -> None:
+    with pytest.raises(ValueError, match=r"\[4, 8\] and \[3, 8\]"):
+        contrast_in_batch(unit(4, 8), unit(3, 8))
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        contrast_in_batch(unit(4, 8), unit(4, 8), 0)
+
+
+# --- distillation
+
+
+@pytest.mark.parametrize(("batch", "classes", "tau"), DISTILL_GRID)
+def test_distill_equals_naive_loops(batch: int, classes: int, tau: float) -> None:
+    student, teacher = randn(batch, classes, seed=1, scale=3), randn(batch, classes, seed=2, scale=3)
+    expected = naive_distill(student.tolist(), (teacher / tau).tolist(), tau)
+    assert distill_loss(student, teacher / tau, tau).item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(("batch", "classes", "tau"), DISTILL_GRID)
+def test_gradient_of_distill_is_the_closed_form(batch: int, classes: int, tau: float) -> None:
+    student = randn(batch, classes, seed=1, scale=3).requires_grad_()
+    raw_teacher = randn(batch, classes, seed=2, scale=3)
+    distill_loss(student, raw_teacher / tau, tau).backward()
+    expected = tau * (torch.softmax(student.detach() / tau, 1) - torch.softmax(raw_teacher / tau, 1)) / batch
+    torch.testing.assert_close(student.grad, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("tau", [1.0, 4.0])
+def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(tau: float) -> None:
+    student = randn(3, 5, scale=3).requires_grad_()
+    loss = distill_loss(student, student.detach() / tau, tau)
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad.abs().max() < 1e-15
+
+
+def test_softened_logits_are_not_divided_again() -> None:
+    student, raw = randn(3, 5, seed=1), randn(3, 5, seed=2, scale=5)
+    twice = distill_loss(student, raw / 4.0 / 4.0, 4.0)
+    assert distill_loss(student, raw / 4.0, 4.0).item() != pytest.approx(twice.item(), rel=1e-2)
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    student, teacher = randn(3, 5, seed=1).requires_grad_(), randn(3, 5, seed=2).requires_grad_()
+    distill_loss(student, teacher, 4.0).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("junk", [0.0, 1e30, math.nan, math.inf])
+def test_masked_rows_do_not_contribute_whatever_they_hold(junk: float) -> None:
+    mask = torch.tensor([True, False, True, False])
+    student, teacher = randn(4, 5, seed=1).requires_grad_(), randn(4, 5, seed=2)
+    teacher[~mask] = junk
+    loss = distill_loss(student, teacher, 4.0, mask)
+    loss.backward()
+    kept = student.detach()[mask].requires_grad_()
+    expected = distill_loss(kept, teacher[mask], 4.0)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(student.grad[mask], kept.grad, rtol=1e-12, atol=1e-14)
+    assert not student.grad[~mask].any()
+
+
+def test_a_batch_without_answers_gives_zero_and_zero_gradient() -> None:
+    student = randn(3, 5).requires_grad_()
+    loss = distill_loss(student, torch.full((3, 5), math.nan), 4.0, torch.zeros(3, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
+    assert student.grad is not None
+    assert not student.grad.any()
+
+
+def test_a_mask_of_all_true_changes_nothing() -> None:
+    student, teacher = randn(4, 5, seed=1), randn(4, 5, seed=2)
+    masked = distill_loss(student, teacher, 4.0, torch.ones(4, dtype=torch.bool))
+    assert masked.item() == pytest.approx(distill_loss(student, teacher, 4.0).item(), rel=1e-14)
+
+
+def test_half_precision_replies_are_taken_in_the_students_precision() -> None:
+    student, teacher = randn(3, 5, seed=1).float(), randn(3, 5, seed=2).half()
+    loss = distill_loss(student, teacher, 4.0)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(naive_distill(student.tolist(), teacher.tolist(), 4.0), rel=1e-5)
+
+
+def test_distill_refuses_other_class_counts_masks_and_temperatures() -> None:
+    with pytest.raises(ValueError, match=r"\[3, 5\] and \[3, 4\]"):
+        distill_loss(randn(3, 5), randn(3, 4), 4.0)
+    with pytest.raises(ValueError, match="temperature must be positive, got -1"):
+        distill_loss(randn(3, 5), randn(3, 5), -1.0)
+    with pytest.raises(ValueError, match=r"mask must be \[3\] of bool, got \[3\] of torch.float32"):
+        distill_loss(randn(3, 5), randn(3, 5), 4.0, torch.ones(3))
+
+
+def test_a_reply_with_the_run_temperature_passes_also_after_float32() -> None:
+    check_temperature(4.0, 4.0)
+    check_temperature(0.7, float(torch.tensor(0.7, dtype=torch.float32)))
+
+
+@pytest.mark.parametrize(("requested", "replied"), [(4.0, 1.0), (1.0, 1.001), (4.0, math.nan)])
+def test_a_reply_with_another_temperature_is_refused(requested: float, replied: float) -> None:
+    with pytest.raises(TemperatureMismatch, match=f"temperature {replied}, but {requested}") as caught:
+        check_temperature(requested, replied)
+    assert isinstance(caught.value, ValueError)
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert (type(copied), str(copied)) == (TemperatureMismatch, str(caught.value))
+
+
+# --- total
+
+
+def test_total_weighs_the_terms_as_the_method_says() -> None:
+    terms = total_loss(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(5.0))
+    assert terms.as_floats() == {"pretext": 2.0, "contrast": 3.0, "distill": 5.0, "total": 2.0 + 0.5 * 3.0 + 5.0}
+
+
+def test_total_takes_other_weights() -> None:
+    terms = total_loss(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(5.0), alpha=2.0, lambda_kd=9.0)
+    assert terms.total.item() == 2.0 + 2.0 * 3.0 + 9.0 * 5.0
+
+
+def test_a_term_that_is_off_is_neither_summed_nor_logged() -> None:
+    assert total_loss(torch.tensor(2.0), torch.tensor(3.0)).as_floats() == {
+        "pretext": 2.0,
+        "contrast": 3.0,
+        "total": 3.5,
+    }
+    assert total_loss(torch.tensor(2.0)).as_floats() == {"pretext": 2.0, "total": 2.0}
+
+
+def test_gradient_of_the_total_is_the_weighted_sum_of_the_gradients() -> None:
+    x = torch.tensor(1.5, requires_grad=True)
+    total_loss(x.square(), x.exp(), x.sin()).total.backward()
+    assert x.grad.item() == pytest.approx(2 * 1.5 + 0.5 * math.exp(1.5) + math.cos(1.5), rel=1e-6)

@@ -1,0 +1,1 @@
+"""Students: configuration, losses, the training loop, checkpoints, evaluation and reports."""
