@@ -242,9 +242,7 @@ class ViewBatch:
 
 
 _DIGEST_FIELDS = tuple(name for name in VIEW_DTYPE.names or () if name != "video")
-_DIGEST_DTYPE = np.dtype(
-    [("key", "<u8"), ("content", "<u8"), *((name, VIEW_DTYPE[name]) for name in _DIGEST_FIELDS)]  # type: ignore[list-item]
-)
+_DIGEST_DTYPE = np.dtype([("key", "<u8"), ("content", "<u8"), *((name, VIEW_DTYPE[name]) for name in _DIGEST_FIELDS)])
 
 
 def long_enough(videos: VideoTable, rows: NDArray[np.int64], needed: int) -> NDArray[np.bool_]:
