@@ -1,0 +1,53 @@
+# make demo    from nothing to a trained student, with the figures side by side
+# make test    lint, types, import contracts and all tests
+# make check   the quick part of it
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/installed
+
+export PRECEPTOR_HOME ?= $(CURDIR)/var
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo data teachers test check lint bench clean
+
+help:  ## show this text
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+venv: $(STAMP)  ## the set-up alone: .venv with the locked versions
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+data: $(STAMP)  ## the built-in data set and its clip store
+	$(PY) -m data.demo_store
+
+demo: $(STAMP)  ## train the same student without and with a teacher and compare
+	$(PY) -m trainer.demo
+
+teachers: $(STAMP)  ## make the bundled teachers again, about 40 minutes on two cores
+	$(PY) -m trainer.make_teachers
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+check: lint  ## lint, types, import contracts and the unit tests
+	$(PY) -m pytest tests/unit
+
+test: lint  ## the same and the system tests
+	$(PY) -m pytest tests/unit tests/system
+
+bench: $(STAMP)  ## benchmarks, as ratios
+	$(PY) tests/bench/render.py
+
+clean:  ## remove what tests and tools leave behind; .venv and var stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

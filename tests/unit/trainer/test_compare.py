@@ -1,0 +1,138 @@
+"""The comparison of runs as it is printed."""
+
+import json
+import re
+
+import pytest
+
+from trainer.compare import NothingToCompare, compare, main, what_differs
+from trainer.report_data import RunFolderError
+
+SCRATCH = {
+    "teacher": "none",
+    "student": "r3d",
+    "epochs": 6,
+    "steps": 222,
+    "seconds": 90.0,
+    "clips_per_second": 118.4,
+    "teacher_wait_share": 0.0,
+    "pretext_acc": 0.5,
+    "pretext_balanced_acc": 0.5,
+    "retrieval_top1": 0.25,
+    "retrieval_top5": 0.6,
+    "probe_acc": 0.4,
+    "store_fingerprint": "a" * 32,
+    "seed": 0,
+    "view_seed": 0,
+}
+KD = {
+    **SCRATCH,
+    "teacher": "r2plus1d",
+    "seconds": 100.0,
+    "clips_per_second": 106.6,
+    "teacher_wait_share": 0.052,
+    "pretext_acc": 0.5432,
+    "retrieval_top1": 0.24,
+}
+
+
+def _write_run(folder, result):
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    if result is not None:
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [_write_run(tmp_path / "one", SCRATCH), _write_run(tmp_path / "two", KD)]
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def _cells(output, label):
+    line = next(line for line in output.splitlines() if re.search(rf"│ {label}\s+│", line))
+    return [cell.strip() for cell in line.strip("│").split("│")][1:]
+
+
+def test_columns_stand_side_by_side_with_the_second_minus_the_first(runs, capsys):
+    assert main([str(run) for run in runs]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"scratch\s+┃\s+KD\s+┃\s+difference", output)
+    assert _cells(output, "teacher") == ["none", "r2plus1d", ""]
+    assert _cells(output, "epochs") == ["6", "6", ""]
+    assert _cells(output, "steps") == ["222", "222", "+0"]
+    assert _cells(output, "training time") == ["90.0 s", "1 min 40 s", "+10.0 s"]
+    assert _cells(output, "clips per second") == ["118.4", "106.6", "-11.8"]
+    assert _cells(output, "teacher wait") == ["0.0 %", "5.2 %", "+5.2 points"]
+    assert _cells(output, "pretext accuracy") == ["50.0 %", "54.3 %", "+4.3 points"]
+    assert _cells(output, "retrieval top-1") == ["25.0 %", "24.0 %", "-1.0 points"]
+    assert _cells(output, "linear probe") == ["40.0 %", "40.0 %", "+0.0 points"]
+
+
+def test_title_and_the_path_of_each_report_are_shown_whole(runs, capsys, monkeypatch):
+    (runs[0] / "report.html").write_text("")
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main([*map(str, runs), "--title", "A title"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "A title"
+    assert f"report: {runs[0].resolve()}/report.html" in lines
+    assert f"report: there is none in {runs[1].resolve()}" in lines
+
+
+def test_a_third_run_gets_a_column_and_one_run_alone_no_difference(runs, tmp_path):
+    third = _write_run(tmp_path / "three", {**KD, "probe_acc": None})
+    assert [column.header.__str__() for column in compare([*runs, third]).columns] == [
+        "",
+        "scratch",
+        "KD",
+        "KD",
+        "difference",
+    ]
+    assert len(compare(runs[:1]).columns) == 2
+
+
+def test_a_figure_that_is_missing_has_a_dash_and_no_difference(runs, tmp_path, capsys):
+    third = _write_run(tmp_path / "three", {**SCRATCH, "probe_acc": None, "clips_per_second": None})
+    main([str(runs[0]), str(third)])
+    output = capsys.readouterr().out
+    assert _cells(output, "linear probe") == ["40.0 %", "–", ""]
+    assert _cells(output, "clips per second") == ["118.4", "–", ""]
+
+
+def test_conditions_that_make_runs_incomparable_are_named(runs, tmp_path):
+    third = _write_run(tmp_path / "three", {**KD, "seed": 1, "steps": 37})
+    assert what_differs(runs) == []
+    assert what_differs([runs[0], third]) == [
+        "The runs differ in seed: 0 and 1.",
+        "The runs differ in steps: 222 and 37.",
+    ]
+
+
+def test_names_are_not_read_as_markup(tmp_path, capsys):
+    run = _write_run(tmp_path / "one", {**SCRATCH, "teacher": "[red]x[/red]"})
+    assert main([str(run), "--title", "plain"]) == 0
+    assert _cells(capsys.readouterr().out, "teacher") == ["[red]x[/red]"]
+
+
+@pytest.mark.parametrize("result", [None, "missing"])
+def test_a_missing_or_unfinished_run_is_one_sentence_and_a_failure(runs, tmp_path, capsys, result):
+    other = tmp_path / "other" if result else _write_run(tmp_path / "other", None)
+    assert main([str(runs[0]), str(other)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert f"run folder {other}: " in captured.err
+    with pytest.raises(RunFolderError):
+        compare([other])
+
+
+def test_no_run_at_all_is_a_sentence(capsys):
+    assert main([]) == 1
+    assert "name the folder of at least one finished run" in capsys.readouterr().err
+    with pytest.raises(NothingToCompare):
+        compare([])

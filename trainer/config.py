@@ -1,0 +1,232 @@
+"""The settings of one training run: typed, checked when built, saved with the run.
+
+Order of precedence: these defaults, then --recipe FILE.toml, then flags. Needs neither torch nor Ray, so that --help
+is fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data.views import REMOTE, SEGMENT_COPY, Augment, ClipSpec
+from teacher_server.protocol import TeacherRef
+from teacher_server.zoo.names import ARCHITECTURES
+
+NO_TEACHER = "none"
+_DO_NOT_IDENTIFY = ("run_id", "resume", "log_views", "teacher_timeout_s", "teacher_budget_s")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be. One sentence: what was given, what is expected."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run. Times are in seconds, sizes in pixels, lengths in frames; method.md's symbols stand in brackets."""
+
+    teacher: str = "r2plus1d"
+    """Teacher to learn from: an alias to follow (r2plus1d), a pinned version (r2plus1d@1), or none (scratch)."""
+    student: str = "r3d"
+    """Architecture of the student: c3d, r3d or r2plus1d."""
+    store: str = "demo"
+    """Clip store: a name under $PRECEPTOR_HOME/stores or a path. The built-in `demo` is made when it is missing."""
+
+    width: float = 0.125
+    """Width multiplier of the student; 1.0 is the published network."""
+    clip_len: int = 10
+    """Frames of a clip."""
+    interval: int = 8
+    """Frames between the clips of a tuple."""
+    crop: int = 56
+    """Side of the square crop."""
+    modality: Literal["res", "rgb"] = "res"
+    """What the student sees: frame differences or frames."""
+    augment: bool = True
+    """Colour jitter, grayscale, blur and flip; off leaves the random crop."""
+    any_swap: bool = False
+    """Temporal swap takes any two segments instead of adjacent ones (preset pcl)."""
+    shuffle: Literal["segment_copy", "remote"] = "segment_copy"
+    """The run's one variant of the temporal shuffle."""
+
+    train_subset: str = "train01"
+    """List of the store to train on."""
+    test_subset: str = "test01"
+    """List of the store to test on."""
+    val_fraction: float = 0.1
+    """Share of the training groups that is held out for validation."""
+
+    epochs: int = 6
+    """Passes over the training videos."""
+    max_steps: int = 0
+    """Stop after this many steps; 0 means all epochs."""
+    batch_size: int = 16
+    """Tuples per step, over all workers."""
+    lr: float = 0.03
+    """Learning rate of SGD at the start. 0.03 suits the small networks of the demo; recipe paper has 0.01."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """Weight decay of SGD."""
+    schedule: Literal["plateau", "cosine"] = "plateau"
+    """plateau: falls when the validation loss does not. cosine: falls to min_lr over the whole run, step by step."""
+    plateau_patience: int = 50
+    """Epochs without a better validation loss before the learning rate falls."""
+    plateau_factor: float = 0.1
+    """What the learning rate is multiplied by then."""
+    min_lr: float = 1e-5
+    """Floor of the learning rate."""
+    seed: int = 0
+    """Seed of the student's weights."""
+    view_seed: int = 0
+    """Seed of the views: frames, crops, jitter, pretext operations, and the order of the epochs."""
+
+    contrast: bool = True
+    """The contrastive term is on."""
+    alpha: float = 0.5
+    """Weight of the contrastive term [alpha]."""
+    contrast_temperature: float = 0.07
+    """Temperature of the contrastive term [T]."""
+    kd_weight: float = 1.0
+    """Weight of the distillation term [lambda]."""
+    temperature: float = 4.0
+    """Temperature of the distillation [tau]."""
+
+    num_workers: int = 1
+    """Ray Train workers; 0 trains in this process, which is good for debugging."""
+    threads: int = 1
+    """CPU threads of each worker."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where students run."""
+    teacher_transport: Literal["serve", "in_process"] = "serve"
+    """serve: teachers run on Ray Serve. in_process: a copy in every worker, for comparison and debugging."""
+    teacher_input: Literal["auto", "views", "pixels"] = "auto"
+    """What a question carries; auto sends pixels to teachers on this machine's CPUs and views to all others."""
+    teacher_replicas: int = 1
+    """Replicas to deploy, if no teacher service runs yet."""
+    teacher_cpus: float = 1.0
+    """CPUs of each replica."""
+    teacher_gpus: float = 0.0
+    """GPUs of each replica."""
+    prefetch: int = 2
+    """Questions in flight per worker."""
+    teacher_timeout_s: float = 30.0
+    """Limit of one question."""
+    teacher_budget_s: float = 120.0
+    """Limit of one answer, retries included; after that a checkpoint is written and the run ends."""
+
+    run_id: str = ""
+    """Name of the run's folder; made up when empty."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on with the newest unfinished run of the same settings (or with --run-id's). never: start a new one."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 means at the end of every epoch."""
+    log_views: bool = False
+    """Write each step's item digests to views-rank<R>.jsonl."""
+
+    eval_tuples: int = 1
+    """Tuples per test video and operation."""
+    eval_clips: int = 4
+    """Clips per video for retrieval and probe; recipe paper has 10."""
+    evaluate: bool = True
+    """Evaluate at the end."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def clip_spec(self) -> ClipSpec:
+        """Geometry of the views."""
+        return ClipSpec(clip_len=self.clip_len, interval=self.interval, crop=self.crop)
+
+    @property
+    def augmentation(self) -> Augment:
+        """Strengths of the augmentation."""
+        return Augment(enabled=self.augment)
+
+    @property
+    def shuffle_variant(self) -> int:
+        """The view generator's number for `shuffle`."""
+        return REMOTE if self.shuffle == "remote" else SEGMENT_COPY
+
+    @property
+    def teacher_ref(self) -> TeacherRef | None:
+        """The teacher that is followed or pinned; None for scratch."""
+        return None if self.teacher == NO_TEACHER else TeacherRef.parse(self.teacher)
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat JSON, as in config.json."""
+        return dataclasses.asdict(self)
+
+    def identity(self) -> str:
+        """12 hex digits; equal for two runs whose settings mean the same training."""
+        fields = {name: value for name, value in self.to_json().items() if name not in _DO_NOT_IDENTIFY}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_recipe(path: Path) -> RunConfig:
+    """The defaults with a TOML file's fields on top. Raises ConfigError that names the file and the field."""
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} is not TOML: {error}") from None
+    try:
+        return from_json(fields)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {path}: {error}") from None
+
+
+def from_json(fields: dict[str, Any]) -> RunConfig:
+    """The inverse of `RunConfig.to_json`; fields that are not named keep their defaults. Raises ConfigError."""
+    known = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    for name, value in fields.items():
+        if name not in known:
+            raise ConfigError(f"there is no setting {name!r}")
+        default = known[name]
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            fields = {**fields, name: float(value)}
+        elif type(value) is not type(default):
+            raise ConfigError(f"{name} must be {type(default).__name__}, got {value!r}")
+    return RunConfig(**fields)
+
+
+_POSITIVE = ("width", "clip_len", "crop", "epochs", "lr", "contrast_temperature", "temperature", "threads")
+_POSITIVE_TOO = ("teacher_replicas", "prefetch", "teacher_timeout_s", "teacher_budget_s", "eval_tuples", "eval_clips")
+_NOT_NEGATIVE = ("interval", "max_steps", "momentum", "weight_decay", "alpha", "kd_weight", "num_workers")
+_NOT_NEGATIVE_TOO = ("checkpoint_every", "teacher_cpus", "teacher_gpus", "min_lr", "plateau_patience")
+_CHOICES = {
+    "student": ARCHITECTURES,
+    "modality": ("res", "rgb"),
+    "shuffle": ("segment_copy", "remote"),
+    "schedule": ("plateau", "cosine"),
+    "device": ("auto", "cpu", "cuda"),
+    "teacher_transport": ("serve", "in_process"),
+    "teacher_input": ("auto", "views", "pixels"),
+    "resume": ("auto", "never"),
+}
+
+
+def _check(config: RunConfig) -> None:
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(config, name)!r}")
+    for name in (*_POSITIVE, *_POSITIVE_TOO):
+        if not (math.isfinite(getattr(config, name)) and getattr(config, name) > 0):
+            raise ConfigError(f"{name} must be a finite number > 0, got {getattr(config, name)}")
+    for name in (*_NOT_NEGATIVE, *_NOT_NEGATIVE_TOO):
+        if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
+            raise ConfigError(f"{name} must be a finite number >= 0, got {getattr(config, name)}")
+    if not 0 < config.val_fraction < 1:
+        raise ConfigError(f"val_fraction must lie between 0 and 1, got {config.val_fraction}")
+    if config.batch_size < max(2, config.num_workers):
+        raise ConfigError(f"batch_size must be at least 2 and at least a tuple per worker, got {config.batch_size}")
+    if not 0 <= config.seed < 2**63 or not 0 <= config.view_seed < 2**63:
+        raise ConfigError(f"seeds must lie between 0 and 2**63, got {config.seed} and {config.view_seed}")

@@ -1,0 +1,96 @@
+"""From a network and a store to features: the only part of the evaluation that touches pixels.
+
+    views -> gather -> render -> prepare -> frozen forward -> features
+
+Axis letters: N views, V videos, M clips of a video, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.input_spec import InputSpec
+from data.prepare import prepare
+from data.render import render_batch
+from data.store import ClipStore
+from data.views import ClipSpec, ViewBatch, uniform_clips
+from teacher_server.zoo.network import VideoNetwork
+
+Progress = Callable[[int, int], None]
+"""Called with (clips done, clips in all) after every forward pass."""
+
+
+@contextmanager
+def frozen(network: VideoNetwork) -> Iterator[None]:
+    """Evaluation mode without gradients inside; afterwards every module is in the mode that it was in before."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def view_features(
+    network: VideoNetwork,
+    store: ClipStore,
+    batch: ViewBatch,
+    input_spec: InputSpec,
+    *,
+    batch_clips: int = 64,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """[N, D] features of each view. A view that occurs several times is rendered and computed once.
+
+    batch_clips: clips in memory at a time. Runs on the device of the network's weights. Raises ValueError for
+    features that are not finite: no accuracy computed from them would mean anything.
+    """
+    if batch_clips < 1:
+        raise ValueError(f"batch_clips must be at least 1, got {batch_clips}")
+    distinct, inverse_N = _distinct(batch)
+    features = np.empty((len(distinct), network.backbone.feature_size), dtype=np.float32)
+    device = next(network.parameters()).device
+    with frozen(network):
+        for start in range(0, len(distinct), batch_clips):
+            part = distinct.items(start, start + batch_clips)
+            pixels = torch.from_numpy(render_batch(store.gather(part), part)).to(device)
+            features[start : start + len(part)] = network.features(prepare(pixels, input_spec)).float().cpu().numpy()
+            if progress is not None:
+                progress(start + len(part), len(distinct))
+    if not np.isfinite(features).all():
+        raise ValueError("the network gives features that are not finite: it diverged, train again with a smaller lr")
+    return features[inverse_N]
+
+
+def clip_features(
+    network: VideoNetwork,
+    store: ClipStore,
+    rows: NDArray[np.int64],
+    spec: ClipSpec,
+    input_spec: InputSpec,
+    clips_per_video: int,
+    batch_clips: int = 64,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """[V, M, D] features of `clips_per_video` = M evenly spaced clips of each video, centre crop.
+
+    Raises VideoTooShort for a video with fewer than clip_len frames.
+    """
+    views = uniform_clips(store.videos, rows, spec=spec, clips_per_video=clips_per_video)
+    features = view_features(network, store, views, input_spec, batch_clips=batch_clips, progress=progress)
+    return features.reshape(len(rows), clips_per_video, features.shape[1])
+
+
+def _distinct(batch: ViewBatch) -> tuple[ViewBatch, NDArray[np.int64]]:
+    """The different views in order of appearance, as items of one view, and for each view of `batch` its place."""
+    place: dict[bytes, int] = {}
+    inverse = np.array([place.setdefault(record.tobytes(), len(place)) for record in batch.records], dtype=np.int64)
+    _, first = np.unique(inverse, return_index=True)
+    return ViewBatch(batch.records[first], 1, batch.store_fingerprint), inverse

@@ -1,0 +1,247 @@
+"""Starts a run: cluster, teacher service, Ray Train workers; watches it, and ends it cleanly.
+
+    main thread: ray.init -> teachers -> [fit() in a thread] -> follow metrics.jsonl until outcome.json -> report
+    Ctrl-C / SIGTERM: the file `stop` appears in the run's folder; the workers save after their step and end.
+
+The only module that imports ray.train.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from teacher_server.deployment import DeployOptions, TeacherService
+from teacher_server.errors import TeacherError
+from teacher_server.inprocess import InProcessTeacherClient
+from teacher_server.library import TeacherLibrary
+from teacher_server.roster import LEASE_TTL_S, Roster
+from trainer.cluster import Cluster, check_cpus, connected, quiet
+from trainer.collective import Collective
+from trainer.config import ConfigError, RunConfig
+from trainer.loader import TeacherSignal
+from trainer.loop import Outcome, Trainer
+from trainer.metrics import StudentMetrics
+from trainer.plan import Plan
+from trainer.progress import Progress
+from trainer.runs import RunFolder
+from trainer.teaching import BoundTeacher, InputKind
+
+_POLL_S = 0.2
+_STOP_LIMIT_S = 8.0  # after a stop was asked for: longer than a step and a checkpoint, less than people wait
+_WORKER_RESTARTS = 3
+
+
+class TrainingFailed(RuntimeError):
+    """The workers ended without an outcome. Carries the first line of the reason."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What each worker is told; crosses to the Ray Train workers."""
+
+    plan: Plan
+    run_path: Path
+    input_kind: InputKind
+
+
+def launch(plan: Plan, run: RunFolder, progress: Progress) -> Outcome:
+    """Trains until the run is finished, stopped or out of teachers. The caller holds the run's lock."""
+    run.outcome.unlink(missing_ok=True)
+    run.stop_request.unlink(missing_ok=True)
+    config = plan.config
+    if config.num_workers == 0 and (config.teacher_ref is None or config.teacher_transport == "in_process"):
+        with _stop_on_signals(run):
+            return _in_this_process(_Job(plan, run.path, "pixels"), progress)
+    quiet()
+    with connected(config) as cluster, _stop_on_signals(run), _teachers(plan, run, cluster) as input_kind:
+        job = _Job(plan, run.path, input_kind)
+        if config.num_workers == 0:
+            return _in_this_process(job, progress)
+        check_cpus(config.num_workers * config.threads, f"a run of {config.num_workers} worker(s)")
+        return _fit_and_follow(job, run, progress)
+
+
+@contextlib.contextmanager
+def _stop_on_signals(run: RunFolder) -> Iterator[None]:
+    """SIGINT and SIGTERM ask for a stop; a second one ends at once. Installed after ray.init, which sets its own."""
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if run.stop_request.exists():
+            raise KeyboardInterrupt
+        run.stop_request.write_text(f"{signal.Signals(number).name}\n")
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _teachers(plan: Plan, run: RunFolder, cluster: Cluster) -> Iterator[InputKind]:
+    """The teacher service for the time of the run, deployed or adopted; yields what a question carries.
+
+    A thread renews the lease, so that it outlasts a slow start, a long validation and the final evaluation.
+    """
+    config = plan.config
+    if config.teacher_ref is None or config.teacher_transport == "in_process":
+        yield "pixels"
+        return
+    service = TeacherService.connect(plan.library_root)
+    options = DeployOptions(config.teacher_replicas, config.teacher_cpus, config.teacher_gpus)
+    service.acquire(run.run_id, config.teacher_ref, options)
+    ended = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(service, run.run_id, ended), name="lease", daemon=True)
+    renewal.start()
+    try:
+        yield _input_kind(config, service, cluster)
+    finally:
+        ended.set()
+        renewal.join(timeout=_POLL_S)
+        if not cluster.private:  # a private cluster ends with everything on it
+            service.release(run.run_id)
+
+
+def _renew(service: TeacherService, run_id: str, ended: threading.Event) -> None:
+    """The thread's body. A renewal that fails is tried again: binding a block renews as well."""
+    while not ended.wait(LEASE_TTL_S / 4):
+        with contextlib.suppress(TeacherError):
+            service.renew(run_id)
+
+
+def _input_kind(config: RunConfig, service: TeacherService, cluster: Cluster) -> InputKind:
+    """Views, unless all replicas render on this machine's CPUs: then pixels are rendered once and shared."""
+    if config.teacher_input != "auto":
+        return config.teacher_input
+    replicas = service.describe()
+    here = replicas and all(r.node_id == cluster.node_id and r.device == "cpu" for r in replicas)
+    return "pixels" if here else "views"
+
+
+def _fit_and_follow(job: _Job, run: RunFolder, progress: Progress) -> Outcome:
+    """fit() runs in a thread, because it returns seconds after the work is done and saves nothing on Ctrl-C."""
+    errors: list[Exception] = []
+    fit = threading.Thread(target=_fit, args=(job, errors), name="fit", daemon=True)
+    fit.start()
+    asked_at = 0.0
+    while True:
+        progress.update()
+        outcome = run.read_outcome()
+        if outcome is not None:
+            progress.update()
+            return Outcome(**outcome)
+        if not fit.is_alive():
+            reason = _first_line(errors[0]) if errors else "the workers ended without a result"
+            raise TrainingFailed(reason)
+        if run.stop_request.exists():
+            asked_at = asked_at or time.monotonic()
+            if time.monotonic() - asked_at > _STOP_LIMIT_S:
+                raise TrainingFailed("the workers did not save in time; the newest checkpoint is kept")
+        fit.join(timeout=_POLL_S)
+
+
+def _fit(job: _Job, errors: list[Exception]) -> None:
+    """The thread's body; the main thread reads `errors`."""
+    config = job.plan.config
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=job.plan.device == "cuda",
+            resources_per_worker={"CPU": config.threads},
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(job.run_path),
+            failure_config=FailureConfig(max_failures=_WORKER_RESTARTS),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # handed to the main thread, which raises
+        errors.append(error)
+
+
+def _train_worker(settings: dict[str, Any]) -> None:
+    """The body of one Ray Train worker. Rank 0 leaves outcome.json, which the driver waits for."""
+    job: _Job = settings["job"]
+    config = job.plan.config
+    context = ray.train.get_context()
+    collective = Collective(context.get_world_rank(), context.get_world_size())
+    run = RunFolder(job.run_path)
+    metrics = StudentMetrics(run.run_id, config.student, config.teacher)
+    outcome = _train(job, collective, metrics)
+    if collective.rank == 0:
+        run.write_json(run.outcome, dataclasses.asdict(outcome))
+
+
+def _in_this_process(job: _Job, progress: Progress) -> Outcome:
+    """num_workers = 0: the loop in the driver, for debugging and for small jobs without a cluster."""
+    return _train(job, Collective(), lambda _record: progress.update())
+
+
+def _train(job: _Job, collective: Collective, sink: Callable[[Any], None]) -> Outcome:
+    run = RunFolder(job.run_path)
+    teacher = _connect_teacher(job, run)
+    try:
+        return Trainer(
+            job.plan,
+            run,
+            collective=collective,
+            teacher=teacher,
+            should_stop=run.stop_request.exists,
+            sink=sink,
+        ).run()
+    finally:
+        if teacher is not None:
+            teacher.close()
+
+
+def _connect_teacher(job: _Job, run: RunFolder) -> TeacherSignal | None:
+    config = job.plan.config
+    ref = config.teacher_ref
+    if ref is None:
+        return None
+    if config.teacher_transport == "in_process":
+        library = TeacherLibrary(job.plan.library_root)
+        roster = Roster(library)
+        client: Any = InProcessTeacherClient(library)
+        bind = roster.bind
+    else:
+        service = TeacherService.connect(job.plan.library_root)
+        client = service.client()
+        bind = service.bind
+    return BoundTeacher(
+        client,
+        lambda block: bind(run.run_id, ref, block),
+        config=config,
+        run_id=run.run_id,
+        store_path=job.plan.store_path,
+        input_kind=job.input_kind,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """The last non-empty line of Ray's long messages is the one that names the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+__all__ = ["ConfigError", "TrainingFailed", "launch"]

@@ -1,0 +1,81 @@
+"""What a run will do, worked out and checked before anything is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.home import store_path, teachers_folder
+from data.input_spec import InputSpec
+from data.store import ClipStore
+from teacher_server.library import TeacherLibrary
+from trainer.config import ConfigError, RunConfig
+from trainer.sampler import Sampler, split_rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run. Paths are absolute, because workers run in other folders."""
+
+    config: RunConfig
+    store_path: Path
+    store_fingerprint: str
+    library_root: Path
+    device: str
+    num_train: int
+    num_validation: int
+    num_test: int
+    num_left_out: int
+    steps_per_epoch: int
+    total_steps: int
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Opens the store, reads the teacher's card, counts steps. Raises one of the packages' errors, each a sentence."""
+    library_root = teachers_folder()
+    ref = config.teacher_ref
+    if ref is not None:  # first, because a wrong name is the commonest slip
+        library = TeacherLibrary(library_root)
+        entry = library.entry(library.first(ref))
+    path = store_path(config.store)
+    store = ClipStore.open(path)
+    if ref is not None:
+        if entry.card.head != "pretext":
+            raise ConfigError(
+                f"teacher {config.teacher} has an {entry.card.head} head, students learn from pretext heads"
+            )
+        entry.card.check_fits(config.teacher, config.clip_spec)
+    height, width = store.frame_size
+    if config.crop > min(height, width):
+        raise ConfigError(
+            f"--crop {config.crop} does not fit into the store's frames of {height}x{width}: "
+            "choose a smaller crop, or ingest with a larger --size"
+        )
+    train, validation, test, left_out = split_rows(store, config)
+    sampler = Sampler(store.videos, train, config)
+    return Plan(
+        config=config,
+        store_path=path,
+        store_fingerprint=store.fingerprint,
+        library_root=library_root,
+        device=_device(config),
+        num_train=len(train),
+        num_validation=len(validation),
+        num_test=len(test),
+        num_left_out=left_out,
+        steps_per_epoch=sampler.steps_per_epoch,
+        total_steps=sampler.total_steps,
+    )
+
+
+def student_input(config: RunConfig) -> InputSpec:
+    """The one normalisation that a student uses everywhere."""
+    return InputSpec(modality=config.modality, crop=config.crop)
+
+
+def _device(config: RunConfig) -> str:
+    if config.device != "auto":
+        return config.device
+    import torch  # heavy, and needed for this one question
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,166 @@
+"""A run's folder: its files, its lock, and which run a new start goes on with.
+
+$PRECEPTOR_HOME/runs/<id>/  config.json  metrics.jsonl  result.json  checkpoints/  tensorboard/  curves.png
+                            report.html  stop (while a stop is asked for)  run.lock
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.atomic import write_atomic
+from trainer.config import NO_TEACHER, ConfigError, RunConfig
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run. The folder is on storage that all workers reach."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings, and their identity."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A JSON object a line: steps and epochs."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """The summary; exists once the run is finished."""
+        return self.path / "result.json"
+
+    @property
+    def outcome(self) -> Path:
+        """Why the last attempt ended: finished, stopped or teacher_unavailable."""
+        return self.path / "outcome.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder per checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained page."""
+        return self.path / "report.html"
+
+    @property
+    def stop_request(self) -> Path:
+        """While this file exists, the workers save and end after the step that they are in."""
+        return self.path / "stop"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a result."""
+        return self.result.is_file()
+
+    def read_result(self) -> dict[str, Any]:
+        """result.json."""
+        return json.loads(self.result.read_bytes())
+
+    def read_outcome(self) -> dict[str, Any] | None:
+        """outcome.json, None while an attempt is under way."""
+        try:
+            return json.loads(self.outcome.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, path: Path, content: dict[str, Any]) -> None:
+        """One of the folder's JSON files, whole or not at all."""
+        write_atomic(path, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run's lock. Raises ConfigError when another process trains this run."""
+        with open(self.path / "run.lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"run {self.run_id} is being trained by another process: wait, or use --run-id"
+                ) from None
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a process trains this run now."""
+        try:
+            with self.locked():
+                return False
+        except ConfigError:
+            return True
+
+
+def choose_run(runs: Path, config: RunConfig) -> RunFolder:
+    """The folder to train in: the newest unfinished run of the same settings, or a new one, made with its config.json.
+
+    With --run-id: that run, if it is unfinished and has the same settings, else ConfigError; or a new one of the name.
+    """
+    if config.run_id:
+        return _named_run(runs, config)
+    if config.resume == "auto":
+        for path in sorted(runs.glob("*/config.json"), key=lambda p: p.stat().st_mtime, reverse=True):
+            run = RunFolder(path.parent)
+            if _identity(run) == config.identity() and not run.is_finished and not run.is_locked():
+                return run
+    return _new_run(runs, _make_id(config), config)
+
+
+def _named_run(runs: Path, config: RunConfig) -> RunFolder:
+    if not _ID.fullmatch(config.run_id):
+        raise ConfigError(f"run id {config.run_id!r}: expected letters, digits, dots, - and _")
+    run = RunFolder(runs / config.run_id)
+    if not run.path.exists():
+        return _new_run(runs, config.run_id, config)
+    if run.is_finished:
+        raise ConfigError(f"run {config.run_id} is finished: its report is {run.report}; use another --run-id")
+    if config.resume == "never":
+        raise ConfigError(f"run {config.run_id} exists: use another --run-id, or --resume auto to go on with it")
+    if _identity(run) != config.identity():
+        raise ConfigError(
+            f"run {config.run_id} was started with other settings (see {run.config}): use another --run-id"
+        )
+    return run
+
+
+def _new_run(runs: Path, run_id: str, config: RunConfig) -> RunFolder:
+    run = RunFolder(runs / run_id)
+    run.path.mkdir(parents=True)
+    run.write_json(run.config, {**config.to_json(), "run_id": run_id, "identity": config.identity()})
+    return run
+
+
+def _make_id(config: RunConfig) -> str:
+    teacher = "scratch" if config.teacher == NO_TEACHER else config.teacher.replace("@", "-v")
+    # The nanoseconds keep two starts within a second apart.
+    return f"{config.student}-{teacher}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}"
+
+
+def _identity(run: RunFolder) -> str | None:
+    try:
+        return json.loads(run.config.read_bytes()).get("identity")
+    except (OSError, ValueError):
+        return None
