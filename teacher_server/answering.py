@@ -1,0 +1,132 @@
+"""From a query to its reply, the one path of every place that answers: replicas and the in-process client.
+
+check_query ──► load_pixels ──► answer_together ──► make_reply
+(card only)     (store, CPU)    (several queries)   (temperature)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import StoreMismatch, ViewError
+from data.render import render_batch
+from data.store import ClipStore
+from data.views import ViewBatch
+from teacher_server.card import TeacherCard
+from teacher_server.errors import BadQuery
+from teacher_server.protocol import PhaseSeconds, TeacherQuery, TeacherReply
+from teacher_server.teacher import FrozenTeacher, TeacherAnswer
+
+MAX_OPEN_STORES = 16
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """Frames, height and width of the clips of one query; only equal ones can share a forward pass."""
+
+    clip_len: int
+    height: int
+    width: int
+
+
+class StoreCache:
+    """Stores by path, kept open. Used by one thread at a time."""
+
+    def __init__(self, open_store: Callable[[Path], ClipStore] = ClipStore.open) -> None:
+        self._open_store = open_store
+        self._stores: dict[Path, ClipStore] = {}
+
+    def get(self, path: Path, fingerprint: str) -> ClipStore:
+        """The store with this fingerprint; opened again when the one at hand is another, because it may have grown.
+
+        Raises StoreMissing, StoreDamaged; StoreMismatch when it is still another one.
+        """
+        store = self._stores.get(path)
+        if store is None or store.fingerprint != fingerprint:
+            store = self._open_store(path)
+            while len(self._stores) >= MAX_OPEN_STORES:
+                self._stores.pop(next(iter(self._stores)))
+            self._stores[path] = store
+        if store.fingerprint != fingerprint:
+            raise StoreMismatch(str(path), f"the views were drawn from {fingerprint}, here lies {store.fingerprint}")
+        return store
+
+
+def check_query(query: TeacherQuery, card: TeacherCard) -> ClipShape:
+    """Whether this teacher can answer; touches neither store nor pixels. Raises BadQuery with what was expected."""
+    if query.views_per_item != card.views_per_item:
+        raise BadQuery(f"{query.teacher} answers items of {card.views_per_item} views, got {query.views_per_item}")
+    shape = _shape_of_views(query) if query.pixels is None else ClipShape(*query.pixels.shape[1:4])
+    if shape.clip_len < card.min_clip_len:
+        raise BadQuery(f"{query.teacher} takes clips of at least {card.min_clip_len} frames, got {shape.clip_len}")
+    if (shape.height, shape.width) != (card.crop, card.crop) and not card.resize:
+        raise BadQuery(f"{query.teacher} takes {card.crop}x{card.crop} pixels, got {shape.height}x{shape.width}")
+    return shape
+
+
+def load_pixels(query: TeacherQuery, stores: StoreCache) -> NDArray[np.uint8]:
+    """uint8 [N, T, H, W, 3]: the query's own pixels, or its views rendered from its store.
+
+    Raises BadQuery for views that cannot be rendered, StoreError.
+    """
+    if query.pixels is not None:
+        return query.pixels
+    assert query.store is not None  # TeacherQuery refuses views without one
+    batch = parse_views(query)
+    store = stores.get(Path(query.store), batch.store_fingerprint)
+    try:
+        return render_batch(store.gather(batch), batch)
+    except ViewError as error:
+        raise BadQuery(str(error)) from None
+
+
+def answer_together(teacher: FrozenTeacher, pixels: Sequence[NDArray[np.uint8]]) -> list[TeacherAnswer]:
+    """One answer for each array of clips [N, T, H, W, 3], from the clips of all of them in common chunks.
+
+    An answer does not depend on which other arrays are there: see teacher_server.teacher.
+    """
+    answer = teacher.answer(pixels[0] if len(pixels) == 1 else np.concatenate(pixels))
+    ends = np.cumsum([len(clips) // teacher.card.views_per_item for clips in pixels]).tolist()
+    starts = [0, *ends[:-1]]
+    return [TeacherAnswer(answer.logits[a:b], answer.features[a:b]) for a, b in zip(starts, ends, strict=True)]
+
+
+def make_reply(
+    query: TeacherQuery, teacher: FrozenTeacher, answer: TeacherAnswer, seconds: PhaseSeconds
+) -> TeacherReply:
+    """The reply: logits divided by the query's temperature; features only if they were asked for."""
+    return TeacherReply(
+        request_id=query.request_id,
+        teacher=teacher.teacher,
+        digest=teacher.digest,
+        temperature=query.temperature,
+        logits=answer.logits / np.float32(query.temperature),
+        features=answer.features.copy() if query.want_features else None,
+        seconds=seconds,
+    )
+
+
+def parse_views(query: TeacherQuery) -> ViewBatch:
+    """The query's views. Raises BadQuery when they are damaged, none, or of other items than the query says."""
+    try:
+        batch = query.view_batch()
+    except ViewError as error:
+        raise BadQuery(str(error)) from None
+    if len(batch) == 0 or batch.views_per_item != query.views_per_item:
+        raise BadQuery(
+            f"expected at least one item of {query.views_per_item} views, "
+            f"got {len(batch)} views in items of {batch.views_per_item}"
+        )
+    return batch
+
+
+def _shape_of_views(query: TeacherQuery) -> ClipShape:
+    shapes = np.unique(parse_views(query).records[["clip_len", "crop_h", "crop_w"]])
+    if len(shapes) != 1:
+        raise BadQuery(f"the clips of one query share length and crop, got (frames, height, width) {shapes.tolist()}")
+    return ClipShape(*shapes[0].item())

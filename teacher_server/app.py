@@ -1,0 +1,189 @@
+"""The teacher app on Ray Serve: is it there, is there room for it, deploy it, delete it. Called by the roster only."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus
+
+from data.errors import DataError
+from teacher_server.client import APP_NAME, one_line, typed_cause
+from teacher_server.contract import MAX_QUEUED_CLIPS
+from teacher_server.errors import NoCapacity, TeacherError, TeacherUnavailable
+from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply
+from teacher_server.replica_state import ReplicaState
+
+MAX_BATCH_CLIPS = 96  # four chunks of 8 tuples: beyond that merging only makes the first in the batch wait
+POLL_S = 0.1
+CAPACITY_TIMEOUT_S = 10.0  # what another job has just given back shows after some seconds
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """What one replica gets, and how many there are. max_queued_clips: clips that one replica accepts at a time."""
+
+    num_replicas: int = 1
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    max_queued_clips: int = MAX_QUEUED_CLIPS
+    max_batch_clips: int = MAX_BATCH_CLIPS
+
+
+class TeacherReplica:
+    """What Serve runs: teacher_server.replica.Replica, imported only there. The roster deploys this class and needs
+    no torch for it, which saves seconds at every start of a run."""
+
+    def __init__(self, library_root: str, options: DeployOptions) -> None:
+        from teacher_server.replica import Replica
+
+        self._replica = Replica(
+            library_root,
+            num_threads=max(1, int(options.num_cpus)),
+            device="cuda" if options.num_gpus > 0 else "cpu",
+            max_queued_clips=options.max_queued_clips,
+            max_batch_clips=options.max_batch_clips,
+        )
+
+    async def infer(self, query: TeacherQuery) -> TeacherReply | TeacherError | DataError:
+        """As Replica.infer."""
+        return await self._replica.infer(query)
+
+    async def load(self, teacher: TeacherId) -> str:
+        """As Replica.load."""
+        return await self._replica.load(teacher)
+
+    async def describe(self) -> ReplicaState:
+        """As Replica.describe."""
+        return await self._replica.describe()
+
+    def check_health(self) -> None:
+        """As Replica.check_health."""
+        self._replica.check_health()
+
+
+def app_status() -> ApplicationStatus:
+    """NOT_STARTED when Serve does not run or knows no teacher app."""
+    app = serve.status().applications.get(APP_NAME)
+    return ApplicationStatus.NOT_STARTED if app is None else app.status
+
+
+def is_deployed(status: ApplicationStatus) -> bool:
+    """Whether there is an app to adopt: one that serves, starts, or replaces a replica that died."""
+    return status in (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOYING, ApplicationStatus.UNHEALTHY)
+
+
+def deploy_app(library_root: str, options: DeployOptions) -> None:
+    """Asks Serve for the app and returns at once; wait_until_running tells how it went."""
+    serve.start(proxy_location="Disabled")  # no HTTP from here; a Serve that runs already is left as it is
+    application = _deployment(options).bind(library_root, options)
+    target = serve.RunTarget(target=application, name=APP_NAME, route_prefix=None)
+    serve.run_many([target], wait_for_ingress_deployment_creation=True, wait_for_applications_running=False)
+
+
+def delete_app() -> None:
+    """Deletes the app and waits until it is gone; nothing happens when there is none. Raises TimeoutError."""
+    if app_status() != ApplicationStatus.NOT_STARTED:
+        serve.delete(APP_NAME)
+
+
+def wait_until_running(teacher: TeacherId, deadline: float) -> None:
+    """Returns once the app serves. deadline: a reading of time.monotonic. Raises TeacherUnavailable, with Serve's own
+    words when the deployment failed."""
+    while (status := app_status()) != ApplicationStatus.RUNNING:
+        if status == ApplicationStatus.DEPLOY_FAILED:
+            raise TeacherUnavailable(str(teacher), 0.0, f"the service could not be deployed: {_failure()}")
+        if time.monotonic() > deadline:
+            raise TeacherUnavailable(str(teacher), 0.0, f"the service was not ready in time, it is {status.value}")
+        time.sleep(POLL_S)
+
+
+def wait_until_deleted(teacher: TeacherId, deadline: float) -> None:
+    """Returns once no app is being deleted any more."""
+    while app_status() == ApplicationStatus.DELETING:
+        if time.monotonic() > deadline:
+            raise TeacherUnavailable(str(teacher), 0.0, "the former service has not ended yet")
+        time.sleep(POLL_S)
+
+
+def load_everywhere(teacher: TeacherId, deadline: float) -> set[str]:
+    """The digests under which the replicas serve a teacher, after they have loaded it.
+
+    A replica that is just starting is missed; it loads what the roster lists. Raises LibraryError and the like.
+    """
+    while True:
+        left_s = max(0.1, deadline - time.monotonic())
+        try:
+            digests = set(_broadcast("load", left_s, teacher))
+        except (RayError, RayServeException, TimeoutError) as error:  # a replica died: another is on its way
+            digests, reason = set(), one_line(error)
+        else:
+            reason = "no replica runs"
+        if digests:
+            return digests
+        if time.monotonic() + POLL_S > deadline:
+            raise TeacherUnavailable(str(teacher), 0.0, reason)
+        time.sleep(POLL_S)
+
+
+def describe_replicas(timeout_s: float) -> list[ReplicaState]:
+    """The state of every running replica. Raises TeacherUnavailable when one does not say."""
+    try:
+        return _broadcast("describe", timeout_s)
+    except (RayError, RayServeException, TimeoutError) as error:
+        raise TeacherUnavailable("service", timeout_s, one_line(error)) from None
+
+
+def wait_for_capacity(options: DeployOptions, timeout_s: float = CAPACITY_TIMEOUT_S) -> None:
+    """Returns when the cluster has room for the replicas. Raises NoCapacity with one sentence, at once when no node
+    is large enough: without this check Serve would wait for ever."""
+    deadline = time.monotonic() + timeout_s
+    for kind, each in (("CPU", options.num_cpus), ("GPU", options.num_gpus)):
+        sizes = [node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]]
+        needs = f"the teacher service needs {options.num_replicas} x {each:g} {kind}"
+        if each > max(sizes):
+            raise NoCapacity(f"{needs}, the largest node of the cluster has {max(sizes):g}: ask for less")
+        while each * options.num_replicas > (free := ray.available_resources().get(kind, 0.0)) + 1e-6:
+            if time.monotonic() > deadline:
+                raise NoCapacity(
+                    f"{needs}, {free:g} of the cluster's {sum(sizes):g} are free: ask for less, or wait for other jobs"
+                )
+            time.sleep(POLL_S)
+
+
+def _deployment(options: DeployOptions) -> Any:
+    """Every request holds at least one clip, so a replica's own limit in clips is reached before
+    max_ongoing_requests: refusals are typed and come at once. max_queued_requests is for when no replica lives."""
+    decorate = serve.deployment(
+        name="TeacherReplica",
+        num_replicas=options.num_replicas,
+        ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
+        max_ongoing_requests=options.max_queued_clips,
+        max_queued_requests=256,
+        health_check_period_s=2,
+        health_check_timeout_s=20,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=10,
+        max_constructor_retry_count=3,
+        max_surge_percent=100,
+        logging_config={"enable_access_log": False},
+    )
+    return decorate(TeacherReplica)
+
+
+def _broadcast(method: str, timeout_s: float, *args: object) -> list[Any]:
+    """What every running replica returns. Typed errors of ours come out as themselves."""
+    try:
+        return serve.get_app_handle(APP_NAME).broadcast(method, *args).results(timeout_s=timeout_s)
+    except ray.exceptions.RayTaskError as error:
+        raise typed_cause(error) from None
+
+
+def _failure() -> str:
+    app = serve.status().applications.get(APP_NAME)
+    return "it is gone" if app is None else " ".join(app.message.split())[:500]

@@ -1,0 +1,81 @@
+"""Asking the teacher service of this Ray cluster. The contract is teacher_server.contract's; needs no torch."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import CancelledError
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from data.errors import DataError
+from teacher_server.contract import FailedReply, PendingReply, TeacherClient, unwrap
+from teacher_server.errors import TeacherError, TeacherUnavailable
+from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply
+
+__all__ = ["APP_NAME", "PendingReply", "ServeTeacherClient", "TeacherClient", "one_line", "typed_cause"]
+
+APP_NAME = "preceptor-teachers"
+
+
+class ServeTeacherClient:
+    """Asks the teacher app on this Ray cluster through a Serve handle. Make one per process; threads may share it.
+
+    Pixels are numpy arrays, so Ray passes them through shared memory and the replica maps them: one copy in, none out.
+    """
+
+    def __init__(self, app_name: str = APP_NAME) -> None:
+        self._app_name = app_name
+        self._handle: Any = None
+
+    def submit(self, query: TeacherQuery) -> PendingReply:
+        """Sends a question to one of the replicas. A missing app shows in `result`, as TeacherUnavailable."""
+        try:
+            if self._handle is None:
+                self._handle = serve.get_app_handle(self._app_name)
+            return _ServePending(query.teacher, self._handle.infer.remote(query))
+        except (RayServeException, RayError) as error:
+            self._handle = None  # it is looked up again: Serve may have been restarted
+            return FailedReply(TeacherUnavailable(str(query.teacher), 0.0, one_line(error)))
+
+    def close(self) -> None:
+        """Forgets the handle."""
+        self._handle = None
+
+
+class _ServePending:
+    def __init__(self, teacher: TeacherId, response: Any) -> None:
+        self._teacher = teacher
+        self._response = response
+        self._submitted = time.monotonic()
+
+    def result(self, timeout_s: float) -> TeacherReply:
+        try:
+            reply = self._response.result(timeout_s=timeout_s)
+        except RayTaskError as error:
+            raise typed_cause(error) from None
+        except (TimeoutError, CancelledError) as error:  # Ray's GetTimeoutError is a TimeoutError too
+            raise self._unavailable(f"no reply ({type(error).__name__})") from None
+        except (RayError, RayServeException) as error:
+            raise self._unavailable(one_line(error)) from None
+        return unwrap(reply)
+
+    def cancel(self) -> None:
+        self._response.cancel()
+
+    def _unavailable(self, reason: str) -> TeacherUnavailable:
+        return TeacherUnavailable(str(self._teacher), time.monotonic() - self._submitted, reason)
+
+
+def typed_cause(error: RayTaskError) -> Exception:
+    """The error that the other process raised, if it is one of ours, without Ray's wrapping; else Ray's."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, TeacherError | DataError) else error
+
+
+def one_line(error: BaseException) -> str:
+    """An error of Ray as one short line: its type and the first line of its text."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")

@@ -1,0 +1,48 @@
+"""The replica's metrics, through `ray.util.metrics`: Ray exports them to Prometheus with the node's own.
+
+preceptor_teacher_requests_total   {teacher, outcome}   outcome: ok, or the class of the error
+preceptor_teacher_replies_total    {teacher}            teacher is name@version
+preceptor_teacher_batch_clips      histogram            clips that shared a forward pass
+preceptor_teacher_forward_seconds  histogram
+preceptor_teacher_queue_seconds    histogram            waiting for the forward pass, without rendering
+preceptor_teacher_queued_clips     gauge                accepted and not answered yet
+"""
+
+from __future__ import annotations
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from teacher_server.batching import BatchRecord
+
+_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+_CLIPS = [1.0, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0, 192.0, 384.0]
+
+
+class ReplicaMetrics:
+    """Made once per replica process."""
+
+    def __init__(self) -> None:
+        self._requests = Counter(
+            "preceptor_teacher_requests_total", "Questions by outcome.", tag_keys=("teacher", "outcome")
+        )
+        self._replies = Counter("preceptor_teacher_replies_total", "Answers by version.", tag_keys=("teacher",))
+        self._batch_clips = Histogram("preceptor_teacher_batch_clips", "Clips in a forward pass.", boundaries=_CLIPS)
+        self._forward = Histogram("preceptor_teacher_forward_seconds", "A forward pass.", boundaries=_SECONDS)
+        self._queue = Histogram("preceptor_teacher_queue_seconds", "Waiting for it.", boundaries=_SECONDS)
+        self._queued_clips = Gauge("preceptor_teacher_queued_clips", "Clips accepted and not answered yet.")
+
+    def request(self, teacher: str, outcome: str) -> None:
+        """A question ended, one way or the other."""
+        self._requests.inc(1, tags={"teacher": teacher, "outcome": outcome})
+        if outcome == "ok":
+            self._replies.inc(1, tags={"teacher": teacher})
+
+    def queue(self, seconds: float, queued_clips: int) -> None:
+        """How long an answered question waited, and how many clips wait now."""
+        self._queue.observe(seconds)
+        self._queued_clips.set(queued_clips)
+
+    def batch(self, record: BatchRecord) -> None:
+        """A forward pass ended."""
+        self._batch_clips.observe(record.clips)
+        self._forward.observe(record.forward_s)

@@ -1,0 +1,258 @@
+"""Aliases, timelines and leases, in memory and on disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from teacher_server.errors import BadQuery, LibraryError, TeacherMismatch, UnknownTeacher
+from teacher_server.library import WEIGHTS, TeacherLibrary
+from teacher_server.protocol import Binding, TeacherId, TeacherRef
+from teacher_server.roster import LEASE_TTL_S, Roster
+from teacher_server.roster_state import RosterState, Span
+
+pytestmark = pytest.mark.usefixtures("no_bundled")
+
+ALPHA = TeacherRef("alpha")
+ONE, TWO = TeacherId("alpha", 1), TeacherId("alpha", 2)
+
+
+class Clock:
+    """Seconds since 1970, moved by the test."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def roster(library: TeacherLibrary, tmp_path: Path, clock: Clock) -> Roster:
+    return Roster(library, tmp_path / "roster.json", clock)
+
+
+def reread(roster: Roster) -> Roster:
+    """What another process would see."""
+    return Roster(roster.library, roster.path)
+
+
+def test_the_first_use_of_a_name_makes_an_alias_for_its_lowest_version(roster: Roster) -> None:
+    assert roster.aliases() == {}
+    assert roster.resolve(ALPHA) == ONE
+    assert reread(roster).aliases() == {"alpha": ONE}
+
+
+def test_a_pinned_version_does_not_follow_the_alias(roster: Roster) -> None:
+    roster.promote("alpha", 2, who="ann")
+    assert roster.resolve(ALPHA) == TWO
+    assert roster.resolve(TeacherRef("alpha", 1)) == ONE
+
+
+@pytest.mark.parametrize("ref", [TeacherRef("nobody"), TeacherRef("alpha", 9)])
+def test_an_unknown_teacher_is_refused_with_the_known_ones_and_leaves_no_alias(roster: Roster, ref: TeacherRef) -> None:
+    with pytest.raises(UnknownTeacher, match="known are alpha"):
+        roster.resolve(ref)
+    assert not roster.path.exists()
+
+
+def test_every_change_of_an_alias_is_in_the_log(roster: Roster, clock: Clock) -> None:
+    roster.resolve(ALPHA)
+    clock.now = 2000.0
+    roster.promote("alpha", 2, who="ann")
+    roster.promote("alpha", 2, who="bob")  # changes nothing
+    log = [(entry.when, entry.who, entry.name, entry.old, entry.new) for entry in reread(roster).state().log]
+    assert log == [(1000.0, "first use", "alpha", None, 1), (2000.0, "ann", "alpha", 1, 2)]
+
+
+def test_an_alias_keeps_its_signature(tiny: ModuleType, clock: Clock, tmp_path: Path) -> None:
+    library = tiny.build_library(tmp_path / "library", tmp_path)
+    other = tiny.make_card(crop=24, classes=("unchanged", "changed"))
+    library.add("alpha", other, tiny.save_random_weights(other, tmp_path / "w.safetensors", 7))
+    roster = Roster(library, clock=clock)
+    with pytest.raises(TeacherMismatch) as caught:
+        roster.promote("alpha", 3, who="ann")
+    assert caught.value.args == (
+        "alpha@3",
+        (
+            "classes is ('unchanged', 'changed'), alpha@1 has "
+            "('unchanged', 'rotation', 'spatial_permutation', 'temporal_swap', 'temporal_shuffle')",
+            "crop is 24, alpha@1 has 32",
+        ),
+    )
+    assert roster.resolve(ALPHA) == ONE
+
+
+def test_a_bound_block_keeps_its_version_when_the_alias_moves(roster: Roster) -> None:
+    digests = {version: roster.library.entry(TeacherId("alpha", version)).digest for version in (1, 2)}
+    assert roster.bind("run", ALPHA, 0) == Binding(ONE, digests[1], 0)
+    assert roster.bind("run", ALPHA, 1) == Binding(ONE, digests[1], 1)
+    roster.promote("alpha", 2, who="ann")
+    assert roster.bind("run", ALPHA, 1) == Binding(ONE, digests[1], 1)
+    assert roster.bind("run", ALPHA, 2) == Binding(TWO, digests[2], 2)
+    assert reread(roster).bind("run", ALPHA, 0) == Binding(ONE, digests[1], 0)
+    assert reread(roster).timeline("run") == [Binding(ONE, digests[1], 0), Binding(TWO, digests[2], 2)]
+
+
+def test_blocks_that_were_skipped_had_the_version_before_them(roster: Roster) -> None:
+    roster.bind("run", ALPHA, 3)
+    roster.promote("alpha", 2, who="ann")
+    roster.bind("run", ALPHA, 9)
+    assert [roster.bind("run", ALPHA, block).teacher for block in (0, 3, 8, 9)] == [ONE, ONE, ONE, TWO]
+
+
+def test_a_pinned_run_is_bound_to_its_version_for_good(roster: Roster) -> None:
+    pinned = TeacherRef("alpha", 1)
+    roster.promote("alpha", 2, who="ann")
+    assert {roster.bind("run", pinned, block).teacher for block in range(5)} == {ONE}
+    assert len(roster.timeline("run")) == 1
+
+
+def test_a_preview_binds_nothing(roster: Roster) -> None:
+    assert roster.preview("run", ALPHA).block == 0
+    roster.bind("run", ALPHA, 4)
+    assert roster.preview("run", ALPHA).block == 5
+    assert roster.state().timelines["run"].highest_block == 4
+
+
+def test_a_negative_block_is_refused(roster: Roster) -> None:
+    with pytest.raises(BadQuery, match="count from 0"):
+        roster.bind("run", ALPHA, -1)
+
+
+def test_other_weights_under_a_bound_version_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    library = tiny.build_library(tmp_path / "library", tmp_path)
+    roster = Roster(library)
+    roster.bind("run", ALPHA, 0)
+    (library.root / "alpha" / "1" / WEIGHTS).write_bytes((library.root / "alpha" / "2" / WEIGHTS).read_bytes())
+    with pytest.raises(LibraryError, match="bound to alpha@1 with digest"):
+        roster.bind("run", ALPHA, 0)
+
+
+def test_a_lease_lasts_its_time_and_renewing_or_binding_prolongs_it(roster: Roster, clock: Clock) -> None:
+    roster.acquire("a", "app", ONE, deploying=True)
+    roster.acquire("b", "app", ONE, deploying=False)
+    clock.now += LEASE_TTL_S - 1
+    assert roster.renew("a")
+    clock.now += 1
+    assert roster.expired("app") == ["b"]
+    clock.now += LEASE_TTL_S - 2
+    roster.bind("a", ALPHA, 0)
+    clock.now += LEASE_TTL_S - 1
+    assert "a" not in roster.expired("app")
+    clock.now += 1
+    assert roster.expired("app") == ["a", "b"]
+    assert roster.expired("another app") == []
+
+
+def test_renewing_without_a_lease_says_so(roster: Roster) -> None:
+    assert not roster.renew("run")
+    assert roster.release("run") is None
+
+
+def test_runs_that_adopt_an_app_know_that_a_run_started_it(roster: Roster) -> None:
+    assert roster.acquire("a", "app", ONE, deploying=True).started_by_run
+    assert roster.acquire("b", "app", ONE, deploying=False).started_by_run
+    assert roster.release("a") is not None
+    assert reread(roster).leases("app")["b"].started_by_run
+
+
+def test_an_app_without_leases_is_an_operators(roster: Roster) -> None:
+    assert not roster.acquire("a", "app", ONE, deploying=False).started_by_run
+    assert roster.acquire("b", "elsewhere", ONE, deploying=True).started_by_run
+    assert not roster.leases("app")["a"].started_by_run
+
+
+def test_an_operator_can_take_an_app_over(roster: Roster) -> None:
+    roster.acquire("a", "app", ONE, deploying=True)
+    roster.hand_to_operator("app")
+    assert not roster.leases("app")["a"].started_by_run
+    assert not roster.acquire("b", "app", ONE, deploying=False).started_by_run
+
+
+def test_replicas_need_what_aliases_and_live_runs_name(roster: Roster, clock: Clock) -> None:
+    roster.resolve(TeacherRef("beta"))
+    assert roster.required() == {TeacherId("beta", 1)}
+    roster.acquire("run", "app", TeacherId("gamma", 1), deploying=True)
+    roster.bind("run", TeacherRef("alpha", 2), 0)
+    live = {TeacherId("beta", 1), TeacherId("gamma", 1), TWO, ONE}  # ONE: the alias that alpha's first use made
+    assert roster.required() == live
+    clock.now += LEASE_TTL_S
+    assert roster.required() == {TeacherId("beta", 1), ONE}
+
+
+def test_leases_of_clusters_that_are_gone_are_forgotten(roster: Roster, clock: Clock) -> None:
+    roster.acquire("old", "gone/app", ONE, deploying=True)
+    clock.now += 2 * 24 * 3600
+    assert roster.expired("here/app") == []
+    assert roster.leases("gone/app") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "EOF"),
+        ("{", "EOF"),
+        ('{"format":2}', "format"),
+        ('{"aliases":{"alpha":"one"}}', "aliases.alpha"),
+        ('{"wrong":1}', "wrong"),
+    ],
+)
+def test_a_damaged_file_is_named_and_left_alone(roster: Roster, text: str, reason: str) -> None:
+    roster.path.write_text(text)
+    for use in (roster.aliases, lambda: roster.bind("run", ALPHA, 0), lambda: roster.release("run")):
+        with pytest.raises(LibraryError, match=rf"roster.json: the roster is damaged \(.*{reason}"):
+            use()
+    assert roster.path.read_text() == text
+
+
+def test_the_file_is_json_that_reads_back_as_the_same_state(roster: Roster) -> None:
+    roster.acquire("run", "app", ONE, deploying=True)
+    roster.bind("run", ALPHA, 2)
+    roster.promote("alpha", 2, who="ann")
+    state = roster.state()
+    assert RosterState.model_validate(json.loads(roster.path.read_text())) == state
+    assert RosterState.model_validate_json(state.to_bytes()) == state
+
+
+def test_a_state_never_changes() -> None:
+    state = RosterState()
+    changed = state.with_block("run", 4, Span(from_block=4, teacher="alpha@1", digest="d"))
+    assert state == RosterState()
+    assert changed.timelines["run"].spans[0].from_block == 0
+
+
+_BIND_MANY = """
+import sys
+from pathlib import Path
+from teacher_server.library import TeacherLibrary
+from teacher_server.protocol import TeacherRef
+from teacher_server.roster import Roster
+roster = Roster(TeacherLibrary(Path(sys.argv[1])), Path(sys.argv[2]))
+for block in range(20):
+    roster.bind(sys.argv[3], TeacherRef("alpha"), block)
+"""
+
+
+def test_processes_that_share_the_file_lose_no_change(library: TeacherLibrary, tmp_path: Path) -> None:
+    path = tmp_path / "roster.json"
+    command = [sys.executable, "-c", _BIND_MANY, str(library.root), str(path)]
+    repository = Path(__file__).parents[3]
+    writers = [subprocess.Popen([*command, f"run{i}"], cwd=repository) for i in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    state = Roster(library, path).state()
+    assert {run: timeline.highest_block for run, timeline in state.timelines.items()} == {
+        f"run{i}": 19 for i in range(3)
+    }
+    assert len(state.log) == 1
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
