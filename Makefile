@@ -31,7 +31,7 @@ data: $(STAMP)  ## the built-in data set and its clip store
 demo: $(STAMP)  ## train the same student without and with a teacher and compare
 	$(PY) -m trainer.demo
 
-teachers: $(STAMP)  ## make the bundled teachers again, about 40 minutes on two cores
+teachers: $(STAMP)  ## make the bundled teachers again, about 25 minutes on two cores
 	$(PY) -m trainer.make_teachers
 
 lint: $(STAMP)

@@ -37,11 +37,15 @@ KEEP = 2
 
 @dataclass
 class Totals:
-    """Sums over the run so far, which a resumed run goes on with. Seconds are those of its steps."""
+    """Sums over the run so far, which a resumed run goes on with; `epoch_*` over the epoch that it is in. Seconds are
+    those of its steps."""
 
     seconds: float = 0.0
     teacher_wait_s: float = 0.0
     clips: int = 0
+    epoch_steps: int = 0
+    epoch_loss: float = 0.0
+    epoch_pretext_acc: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,12 @@ class CheckpointError(RuntimeError):
 def save_checkpoint(folder: Path, step: int, state: TrainingState, fixed: dict[str, Any]) -> Path:
     """Writes the state after `step` steps and drops all but the newest KEEP. fixed: what a resume must find equal."""
     target = folder / f"step-{step:09d}"
-    if target.exists():
+    if _read(target) is not None:
         return target
+    # What killed attempts left behind: half-written folders, and damaged checkpoints that the run went back from.
+    for stale in [*folder.glob(".step-*.tmp"), *(path for path in _checkpoints(folder) if path.name >= target.name)]:
+        shutil.rmtree(stale, ignore_errors=True)
     staging = folder / f".step-{step:09d}.{os.getpid()}.tmp"
-    shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     blob = save_safetensors({**_network_tensors(state.network), **_momentum_tensors(state)})
     write_atomic(staging / _TENSORS, blob)
@@ -159,7 +165,7 @@ def _restore(state: TrainingState, content: dict[str, Any], tensors: dict[str, T
         group["lr"] = lr
     state.schedule.load_state_dict(content["schedule"])
     for field in dataclasses.fields(Totals):
-        setattr(state.totals, field.name, content["totals"][field.name])
+        setattr(state.totals, field.name, content["totals"].get(field.name, field.default))
     state.timeline[:] = [TimelineEntry(**entry) for entry in content["timeline"]]
 
 
@@ -183,7 +189,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         blob = (path / _TENSORS).read_bytes()
     except (OSError, ValueError):
         return None
-    if content.get("format") != _FORMAT or xxhash.xxh3_128_hexdigest(blob) != content.get("tensors_xxh3_128"):
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        return None
+    if xxhash.xxh3_128_hexdigest(blob) != content.get("tensors_xxh3_128"):
         return None
     return content, load_safetensors(blob)
 

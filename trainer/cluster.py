@@ -7,20 +7,26 @@ joins a cluster that happens to run on the machine.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
+from data.atomic import write_atomic
+from data.home import home
 from trainer.config import ConfigError, RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 _OBJECT_STORE_BYTES = 512 * 2**20
+_PRIVATE_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more, and one machine is not taken away in part
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ def connected(config: RunConfig) -> Iterator[Cluster]:
     else:
         _start_private(config)
     try:
-        yield Cluster(private=not address, node_id=ray.get_runtime_context().get_node_id())
+        with contextlib.nullcontext() if address else _announced():
+            yield Cluster(private=not address, node_id=ray.get_runtime_context().get_node_id())
     finally:
         ray.shutdown()
 
@@ -65,6 +72,8 @@ def _join(address: str) -> None:
 
 
 def _start_private(config: RunConfig) -> None:
+    for name, value in _PRIVATE_SETTINGS.items():
+        os.environ.setdefault(name, value)
     wanted = config.num_workers * config.threads + config.teacher_replicas * config.teacher_cpus
     ray.init(
         address="local",
@@ -78,17 +87,22 @@ def _start_private(config: RunConfig) -> None:
     )
 
 
+@contextlib.contextmanager
+def _announced() -> Iterator[None]:
+    """Tells Prometheus where this cluster's metrics are, by a file in $PRECEPTOR_HOME/scrape that lives as long.
+
+    Ray itself writes such a file (prom_metrics_service_discovery.json), but only where its dashboard runs. The format
+    is Prometheus's: https://prometheus.io/docs/prometheus/latest/configuration/configuration/#file_sd_config
+    """
+    targets = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
+    path = home() / "scrape" / f"{ray.get_runtime_context().get_session_name()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps([{"targets": targets, "labels": {"job": "ray"}}]).encode())
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def _inherited_path() -> list[str]:
     return [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-
-
-def quiet() -> None:
-    """Fewer lines from Ray about itself; before `import ray` has an effect on child processes."""
-    for name, value in (
-        ("RAY_USAGE_STATS_ENABLED", "0"),
-        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
-        ("RAY_TRAIN_ENABLE_STATE_TRACKING", "0"),
-    ):
-        os.environ.setdefault(name, value)
-    logging.getLogger("ray").setLevel(logging.WARNING)
-    sys.stdout.flush()

@@ -20,6 +20,8 @@ from teacher_server.protocol import TeacherRef
 from teacher_server.zoo.names import ARCHITECTURES
 
 NO_TEACHER = "none"
+_SMALLEST_CROP = 32
+_LARGEST_WIDTH = 4.0
 _DO_NOT_IDENTIFY = ("run_id", "resume", "log_views", "teacher_timeout_s", "teacher_budget_s")
 
 
@@ -224,8 +226,13 @@ def _check(config: RunConfig) -> None:
     for name in (*_NOT_NEGATIVE, *_NOT_NEGATIVE_TOO):
         if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
             raise ConfigError(f"{name} must be a finite number >= 0, got {getattr(config, name)}")
-    if not 0 < config.val_fraction < 1:
-        raise ConfigError(f"val_fraction must lie between 0 and 1, got {config.val_fraction}")
+    for name in ("val_fraction", "plateau_factor"):
+        if not 0 < getattr(config, name) < 1:
+            raise ConfigError(f"{name} must lie between 0 and 1, got {getattr(config, name)}")
+    if config.crop < _SMALLEST_CROP or config.crop % 2:  # the networks' pooling; a permutation of quadrants
+        raise ConfigError(f"crop must be even and at least {_SMALLEST_CROP}, got {config.crop}")
+    if config.width > _LARGEST_WIDTH:
+        raise ConfigError(f"width must be at most {_LARGEST_WIDTH:g}, as on a teacher's card, got {config.width}")
     if config.batch_size < max(2, config.num_workers):
         raise ConfigError(f"batch_size must be at least 2 and at least a tuple per worker, got {config.batch_size}")
     if not 0 <= config.seed < 2**63 or not 0 <= config.view_seed < 2**63:

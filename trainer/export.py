@@ -22,6 +22,7 @@ from teacher_server.zoo.names import ARCH_VERSION
 from teacher_server.zoo.registry import build_backbone
 from trainer.checkpoint import CheckpointError, load_network_tensors, newest_checkpoint
 from trainer.config import ConfigError, RunConfig, from_json
+from trainer.report_data import read_metrics
 from trainer.runs import RunFolder
 
 
@@ -68,8 +69,8 @@ def read_config(run: RunFolder) -> RunConfig:
 
 def _metrics(run: RunFolder, result: dict[str, object]) -> dict[str, float]:
     """Accuracies for the card: the last epoch's validation and, where the run evaluated, the test list's."""
-    epochs = [line for line in map(json.loads, run.metrics.read_text().splitlines()) if line["kind"] == "epoch"]
-    metrics = {"validation_pretext_acc": float(epochs[-1]["val_pretext_acc"])}
+    epochs = read_metrics(run.metrics).epochs
+    metrics = {"validation_pretext_acc": float(epochs[-1]["val_pretext_acc"])} if epochs else {}
     for name in ("pretext_acc", "retrieval_top1", "probe_acc"):
         value = result[name]
         if isinstance(value, float):

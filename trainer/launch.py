@@ -29,7 +29,7 @@ from teacher_server.errors import TeacherError
 from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.roster import LEASE_TTL_S, Roster
-from trainer.cluster import Cluster, check_cpus, connected, quiet
+from trainer.cluster import Cluster, check_cpus, connected
 from trainer.collective import Collective
 from trainer.config import ConfigError, RunConfig
 from trainer.loader import TeacherSignal
@@ -66,7 +66,6 @@ def launch(plan: Plan, run: RunFolder, progress: Progress) -> Outcome:
     if config.num_workers == 0 and (config.teacher_ref is None or config.teacher_transport == "in_process"):
         with _stop_on_signals(run):
             return _in_this_process(_Job(plan, run.path, "pixels"), progress)
-    quiet()
     with connected(config) as cluster, _stop_on_signals(run), _teachers(plan, run, cluster) as input_kind:
         job = _Job(plan, run.path, input_kind)
         if config.num_workers == 0:
@@ -99,14 +98,22 @@ def _teachers(plan: Plan, run: RunFolder, cluster: Cluster) -> Iterator[InputKin
     A thread renews the lease, so that it outlasts a slow start, a long validation and the final evaluation.
     """
     config = plan.config
-    if config.teacher_ref is None or config.teacher_transport == "in_process":
+    ref = config.teacher_ref
+    if ref is None or config.teacher_transport == "in_process":
         yield "pixels"
         return
     service = TeacherService.connect(plan.library_root)
     options = DeployOptions(config.teacher_replicas, config.teacher_cpus, config.teacher_gpus)
-    service.acquire(run.run_id, config.teacher_ref, options)
+    service.acquire(run.run_id, ref, options)
     ended = threading.Event()
-    renewal = threading.Thread(target=_renew, args=(service, run.run_id, ended), name="lease", daemon=True)
+
+    def hold_lease() -> None:
+        while not ended.wait(LEASE_TTL_S / 4):
+            with contextlib.suppress(TeacherError):  # tried again; binding a block renews as well
+                if not service.renew(run.run_id):  # expired, after a long stall of this machine
+                    service.acquire(run.run_id, ref, options)
+
+    renewal = threading.Thread(target=hold_lease, name="lease", daemon=True)
     renewal.start()
     try:
         yield _input_kind(config, service, cluster)
@@ -115,13 +122,6 @@ def _teachers(plan: Plan, run: RunFolder, cluster: Cluster) -> Iterator[InputKin
         renewal.join(timeout=_POLL_S)
         if not cluster.private:  # a private cluster ends with everything on it
             service.release(run.run_id)
-
-
-def _renew(service: TeacherService, run_id: str, ended: threading.Event) -> None:
-    """The thread's body. A renewal that fails is tried again: binding a block renews as well."""
-    while not ended.wait(LEASE_TTL_S / 4):
-        with contextlib.suppress(TeacherError):
-            service.renew(run_id)
 
 
 def _input_kind(config: RunConfig, service: TeacherService, cluster: Cluster) -> InputKind:

@@ -77,7 +77,7 @@ class _Rendered:
 
 
 class Loader:
-    """Iterates over the steps first .. stop-1 of one worker. Close it, or use it as a context."""
+    """Iterates over the steps first .. stop-1 of one worker. Use it as a context: the thread runs inside it only."""
 
     def __init__(
         self,
@@ -128,16 +128,17 @@ class Loader:
         if isinstance(rendered, BaseException):
             raise rendered
         clips = prepare(rendered.pixels, self._input_spec).to(self._device)
+        by_position = _split_tuple(clips)
         labels = torch.from_numpy(rendered.views.pretext_labels).to(self._device)
         data_s = time.perf_counter() - began
         answer = None if self._teacher is None else self._teacher.get()
+        wait_s = time.perf_counter() - began - data_s
         batch = StudentBatch(
-            clips=_split_tuple(clips),
+            clips=by_position,
             pretext_labels=labels,
             # A copy: replies arrive as read-only memory.
             teacher_logits=None if answer is None else torch.from_numpy(answer.logits.copy()).to(self._device),
         )
-        wait_s = time.perf_counter() - began - data_s
         self._slots.release()
         return LoadedStep(
             rendered.step,

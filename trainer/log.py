@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -20,6 +22,8 @@ class RunLog:
 
     def __init__(self, run: RunFolder, sink: MetricSink | None = None) -> None:
         self._file = open(run.metrics, "a", encoding="utf-8")  # noqa: SIM115 -- closed by close()
+        if _is_torn(run.metrics):
+            self._file.write("\n")  # a killed attempt broke off in a line: the next record must not be glued to it
         self._events = SummaryWriter(str(run.tensorboard))
         self._sink = sink
         self._began = time.monotonic()
@@ -39,6 +43,15 @@ class RunLog:
         """Flushes and closes the files."""
         self._file.close()
         self._events.close()
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line has no end."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def rounded(record: Any, digits: int = 6) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -37,7 +37,7 @@ from trainer.log import MetricSink, RunLog, rounded
 from trainer.plan import Plan, student_input
 from trainer.runs import RunFolder
 from trainer.sampler import Sampler, split_rows
-from trainer.step import StepNumbers, train_step
+from trainer.step import train_step
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,6 @@ class Outcome:
 
 class Stopped(Exception):
     """Raised inside the evaluation when a stop is asked for."""
-
-
-@dataclass
-class _EpochSums:
-    """Means over an epoch's steps so far."""
-
-    steps: int = 0
-    loss: float = 0.0
-    pretext_acc: float = 0.0
-    began: float = field(default_factory=time.perf_counter)
-
-    def add(self, numbers: StepNumbers) -> None:
-        self.steps += 1
-        self.loss += numbers.loss
-        self.pretext_acc += numbers.pretext_acc
 
 
 class Trainer:
@@ -98,7 +83,7 @@ class Trainer:
         self.device = torch.device(plan.device)
         self.state = _new_state(self.config, self.device)
         self.log = RunLog(run, sink) if collective.rank == 0 else None
-        self._epoch = _EpochSums()
+        self._epoch_began = time.perf_counter()
         self._views_log = (
             open(run.path / f"views-rank{collective.rank}.jsonl", "a") if self.config.log_views else None  # noqa: SIM115
         )
@@ -166,7 +151,9 @@ class Trainer:
         totals.seconds += seconds
         totals.teacher_wait_s += loaded.teacher_wait_s
         totals.clips += clips
-        self._epoch.add(numbers)
+        totals.epoch_steps += 1
+        totals.epoch_loss += numbers.loss
+        totals.epoch_pretext_acc += numbers.pretext_acc
         self._note_binding(loaded)
         self._log_views(loaded)
         if self.log is None:
@@ -228,7 +215,7 @@ class Trainer:
         mean_loss = float(self.collective.sum(val_loss)[0])  # rank 0's: the others add 0
         if self.config.schedule == "plateau":
             self.state.schedule.step(mean_loss)
-        sums = self._epoch
+        totals = self.state.totals
         if self.log is not None:
             self.log.record(
                 "epoch",
@@ -236,13 +223,14 @@ class Trainer:
                 {
                     "epoch": self.sampler.epoch_of(step),
                     "lr": self.state.optimizer.param_groups[0]["lr"],
-                    "train_loss": round(sums.loss / sums.steps, 6),
-                    "train_pretext_acc": round(sums.pretext_acc / sums.steps, 6),
+                    "train_loss": round(totals.epoch_loss / totals.epoch_steps, 6),
+                    "train_pretext_acc": round(totals.epoch_pretext_acc / totals.epoch_steps, 6),
                     **values,
-                    "seconds": round(time.perf_counter() - sums.began, 3),
+                    "seconds": round(time.perf_counter() - self._epoch_began, 3),
                 },
             )
-        self._epoch = _EpochSums()
+        totals.epoch_steps, totals.epoch_loss, totals.epoch_pretext_acc = 0, 0.0, 0.0
+        self._epoch_began = time.perf_counter()
 
     def _is_checkpoint(self, step: int) -> bool:
         every = self.config.checkpoint_every

@@ -1,6 +1,6 @@
 """Makes the bundled demo teachers again: trains one of each architecture on the `full` built-in set and bundles them.
 
-python -m trainer.make_teachers        about 40 minutes on two cores; stopped and started again, it goes on
+python -m trainer.make_teachers        about 25 minutes on two cores; stopped and started again, it goes on
 """
 
 from __future__ import annotations

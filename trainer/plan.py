@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +75,12 @@ def student_input(config: RunConfig) -> InputSpec:
 
 
 def _device(config: RunConfig) -> str:
-    if config.device != "auto":
+    if config.device == "cpu":
         return config.device
     import torch  # heavy, and needed for this one question
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    here = torch.cuda.is_available()
+    # On a cluster the workers may have what this machine lacks.
+    if config.device == "cuda" and not here and (config.num_workers == 0 or not os.environ.get("RAY_ADDRESS")):
+        raise ConfigError("--device cuda, but torch finds no usable GPU on this machine: use --device cpu or auto")
+    return "cuda" if here or config.device == "cuda" else "cpu"

@@ -71,7 +71,7 @@ class Progress:
             blob = file.read()
         self._offset += len(blob)
         *lines, self._rest = (self._rest + blob).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [record for line in lines if (record := _parse(line)) is not None]
 
     def _average(self, record: dict[str, Any]) -> None:
         share = record["teacher_wait_s"] / record["seconds"] if record["seconds"] else 0.0
@@ -93,6 +93,14 @@ class Progress:
             f"{record['clips'] / self._seconds:.0f} clips/s  loss {record['loss']:.3f} ({terms})  "
             f"acc {record['pretext_acc']:.2f}{teacher}"
         )
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A record; None for what a killed worker left of one."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _epoch_line(record: dict[str, Any]) -> str:

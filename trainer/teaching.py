@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data.views import VIEWS_PER_TUPLE, ViewBatch
 from teacher_server.card import PRETEXT_CLASSES
-from teacher_server.client import TeacherClient
+from teacher_server.contract import TeacherClient
 from teacher_server.protocol import Binding, TeacherQuery, new_request_id
 from teacher_server.retry import Asker, Prefetcher, RetryPolicy
 from teacher_server.roster import BLOCK_STEPS
