@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,6 +157,8 @@ class Augment:
     flip_p: float = 0.5
 
 
+_Ints = NDArray[np.int64]
+_Draw = Callable[[int, Field], NDArray[np.float64]]  # (slot, field) -> a number in [0, 1) per video
 _HEADER = struct.Struct("<4sHHI16s")
 _MAGIC = b"PCVB"
 
@@ -385,7 +387,7 @@ def _choice(u: NDArray[np.float64], n: int) -> NDArray[np.int64]:
     return np.floor(u * n).astype(np.int64)
 
 
-def _draw_crop(records, frame_size, crop, clip, draw) -> None:  # type: ignore[no-untyped-def]
+def _draw_crop(records: NDArray[np.void], frame_size: tuple[int, int], crop: int, clip: int, draw: _Draw) -> None:
     height, width = frame_size
     records["crop_h"] = records["crop_w"] = crop
     records["crop_y"] = _choice(draw(clip, Field.CROP_Y), height - crop + 1)
@@ -399,7 +401,7 @@ def _centre_crop(records: NDArray[np.void], frame_size: tuple[int, int], crop: i
     records["crop_x"] = (width - crop) // 2
 
 
-def _draw_augment(records, augment: Augment, clip, draw) -> None:  # type: ignore[no-untyped-def]
+def _draw_augment(records: NDArray[np.void], augment: Augment, clip: int, draw: _Draw) -> None:
     """Fields that do not apply stay zero, so that equal pixels have equal digests."""
     jitter = draw(clip, Field.JITTER) < augment.jitter_p
     records["jitter"] = jitter
@@ -428,20 +430,24 @@ def _variant(label: NDArray[np.int64], u: NDArray[np.float64], any_swap: bool, s
     return np.where(label == Pretext.TEMPORAL_SHUFFLE, shuffle, variant)
 
 
-def _remote_room(start, num_frames, spec: ClipSpec):  # type: ignore[no-untyped-def]
+def _remote_room(start: _Ints, num_frames: _Ints, spec: ClipSpec) -> tuple[_Ints, _Ints]:
     """Possible starts of a remote clip: before the tuple and after it, at least clip_len frames away from it."""
     before = np.maximum(start - 2 * spec.clip_len + 1, 0)
     after = np.maximum(num_frames - (start + spec.tuple_span + spec.clip_len) - spec.clip_len + 1, 0)
     return before, after
 
 
-def _without_room_for_remote(label, u, start, num_frames, spec: ClipSpec):  # type: ignore[no-untyped-def]
+def _without_room_for_remote(
+    label: _Ints, u: NDArray[np.float64], start: _Ints, num_frames: _Ints, spec: ClipSpec
+) -> _Ints:
     """Videos without room never get TEMPORAL_SHUFFLE: the other four labels stay equally likely."""
     before, after = _remote_room(start, num_frames, spec)
     return np.where(before + after > 0, label, _choice(u, NUM_PRETEXT - 1))
 
 
-def _move_remote(middle, u, start, num_frames, spec: ClipSpec) -> None:  # type: ignore[no-untyped-def]
+def _move_remote(
+    middle: NDArray[np.void], u: NDArray[np.float64], start: _Ints, num_frames: _Ints, spec: ClipSpec
+) -> None:
     before, after = _remote_room(start, num_frames, spec)
     pick = np.floor(u * (before + after)).astype(np.int64)
     after_start = start + spec.tuple_span + spec.clip_len + (pick - before)

@@ -136,7 +136,7 @@ class FrozenTeacher:
         features_ND = self._network.features(prepare(self._on_device(pixels), self.input_spec))
         features_IVD = features_ND.unflatten(0, (-1, views))
         if self._network.action_head is None:
-            logits = self._network.pretext_head(features_IVD.unbind(dim=1))
+            logits = self._network.pretext_logits(features_IVD.unbind(dim=1))
         else:
             logits = self._network.action_head(features_ND)
         features = features_IVD.mean(dim=1)
@@ -172,12 +172,7 @@ def build_teacher_network(card: TeacherCard) -> VideoNetwork:
     """The network that the card describes, with the one head that it serves and no projector."""
     pretext = len(card.classes) if card.head == "pretext" else 0
     action = len(card.classes) if card.head == "action" else 0
-    network = VideoNetwork(
-        card.arch, card.width, pretext_classes=max(pretext, 1), action_classes=action, projector=False
-    )
-    if not pretext:
-        del network.pretext_head  # VideoNetwork always makes one; an action teacher's file has none
-    return network
+    return VideoNetwork(card.arch, card.width, pretext_classes=pretext, action_classes=action, projector=False)
 
 
 def _load_weights(network: VideoNetwork, entry: TeacherEntry) -> None:

@@ -12,6 +12,7 @@ teacher cards depend on them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class TupleOutput:
 
 
 class VideoNetwork(nn.Module):
-    """Backbone, pretext head and, where asked for, action head (`action_classes` > 0) and projector."""
+    """Backbone and, where asked for, pretext head, action head (0 classes: none) and projector."""
 
     def __init__(
         self,
@@ -43,14 +44,13 @@ class VideoNetwork(nn.Module):
         projector: bool = True,
     ) -> None:
         super().__init__()
-        if pretext_classes < 1 or action_classes < 0:
+        if pretext_classes < 0 or action_classes < 0:
             raise ValueError(
-                f"pretext_classes must be at least 1 and action_classes at least 0 (0: no action head), "
-                f"got {pretext_classes} and {action_classes}"
+                f"numbers of classes must be at least 0 (no such head), got {pretext_classes} and {action_classes}"
             )
         self.backbone = build_backbone(arch, width)
         size = self.backbone.feature_size
-        self.pretext_head = PretextHead(size, pretext_classes)
+        self.pretext_head = PretextHead(size, pretext_classes) if pretext_classes else None
         self.action_head = ActionHead(size, action_classes) if action_classes else None
         self.projector = Projector(size) if projector else None
 
@@ -63,6 +63,12 @@ class VideoNetwork(nn.Module):
         """[B,3,T,H,W] -> [B,D]."""
         return self.backbone(x_BCTHW)
 
+    def pretext_logits(self, features: Sequence[Tensor]) -> Tensor:
+        """Features of the three clips, each [B,D], -> [B,K]. Raises ValueError for a network without that head."""
+        if self.pretext_head is None:
+            raise ValueError("this network has no pretext head: it was made with pretext_classes=0")
+        return self.pretext_head(features)
+
     def forward_tuple(self, clips: tuple[Tensor, Tensor, Tensor]) -> TupleOutput:
         """Three clips [B,3,T,H,W] in order. The backbone runs once per clip, never on all three as one batch:
         batch-norm takes its statistics of each clip position apart (only the middle clip is transformed).
@@ -73,7 +79,7 @@ class VideoNetwork(nn.Module):
             raise ValueError(f"a tuple has {CLIPS_PER_TUPLE} clips, got {len(clips)}")
         first, middle, last = (self.features(clip) for clip in clips)
         return TupleOutput(
-            pretext_logits=self.pretext_head((first, middle, last)),
+            pretext_logits=self.pretext_logits((first, middle, last)),
             z1=None if self.projector is None else self.projector(first),
             z2=None if self.projector is None else self.projector(last),
             action_logits=None if self.action_head is None else self.action_head(first),

@@ -16,8 +16,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import ray
+import torch
 from ray import serve
 
+from data.input_spec import InputSpec
+from data.prepare import prepare
 from data.render import render_batch
 from data.store import ClipStore
 from teacher_server.client import APP_NAME, ServeTeacherClient
@@ -37,6 +40,8 @@ from teacher_server.protocol import TeacherId, TeacherQuery, TeacherRef
 from teacher_server.retry import Asker, Prefetcher, RetryPolicy
 from teacher_server.roster import Roster
 from teacher_server.roster_actor import NAMESPACE, ROSTER_NAME
+from teacher_server.zoo.network import VideoNetwork
+from trainer.losses import distill_loss
 
 pytestmark = pytest.mark.system
 
@@ -173,6 +178,29 @@ def test_merged_questions_get_the_bytes_that_the_in_process_client_gives(
     assert after.batch_requests - before.batch_requests == 30
     assert after.batch_clips - before.batch_clips == sum(query.num_clips for query in queries)
     assert after.batches - before.batches <= 15  # two or more questions in a pass, on average
+
+
+def test_the_gradient_of_the_distillation_term_is_that_of_the_in_process_teacher(
+    app: TeacherService, tiny: ModuleType, store: ClipStore, reference: Reference
+) -> None:
+    batch = tiny.draw(store, 4, seed=7)
+    query = tiny.views_query(store, batch)
+    served = app.client().submit(query).result(PATIENCE_S)
+    torch.manual_seed(0)
+    student = VideoNetwork("r3d", 0.125)
+    clips = prepare(render_batch(store.gather(batch), batch), InputSpec(modality="res", crop=tiny.SPEC.crop))
+    first, middle, last = clips.unflatten(0, (-1, 3)).unbind(1)
+
+    def gradient(teacher_logits: np.ndarray) -> torch.Tensor:
+        logits = student.forward_tuple((first, middle, last)).pretext_logits
+        loss = distill_loss(logits, torch.from_numpy(teacher_logits.copy()), query.temperature)
+        student.zero_grad()
+        loss.backward()
+        return torch.cat([p.grad.reshape(-1) for p in student.parameters() if p.grad is not None])
+
+    with_service, in_process = gradient(served.logits), gradient(reference(query))
+    assert with_service.norm() > 1e-3
+    assert torch.equal(with_service, in_process)
 
 
 def test_a_worker_process_connects_by_itself(

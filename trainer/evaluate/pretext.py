@@ -99,7 +99,7 @@ def _head_logits(network: VideoNetwork, features_ND: NDArray[np.float32]) -> NDA
     device = next(network.parameters()).device
     with frozen(network):
         features_IVD = torch.from_numpy(features_ND).to(device).unflatten(0, (-1, VIEWS_PER_TUPLE))
-        return network.pretext_head(features_IVD.unbind(dim=1)).float().cpu().numpy()
+        return network.pretext_logits(features_IVD.unbind(dim=1)).float().cpu().numpy()
 
 
 def _item_rows(tuples: ViewBatch) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def contrast_in_batch(z1_BD: Tensor, z2_BD: Tensor, temperature: float = 0.07, *, rows: slice | None = None) -> Tensor:
+def contrast_in_batch(z1_BD: Tensor, z2_BD: Tensor, temperature: float = 0.07) -> Tensor:
     """Mean over the anchors i of L1_i + L2_i, with D(a,b) = exp(cos(a,b) / temperature):
 
         L1_i = -log( D(z1_i,z2_i) / (D(z1_i,z2_i) + sum over j != i of D(z1_i,z1_j)) )    negatives of the same view
@@ -16,22 +16,16 @@ def contrast_in_batch(z1_BD: Tensor, z2_BD: Tensor, temperature: float = 0.07, *
     Source: Camarena et al. 2024, Eq. 2-4, after PCL (Tao et al., arXiv 2010.15464). Taken as log-softmax, so a small
     temperature overflows nothing.
 
-    z1, z2: [B,D], rows of L2 norm 1, of the first and third clip of each video of the GLOBAL batch.
-    rows: under data parallelism the videos of this rank; only they are anchors, while all B are negatives. With equal
-    shares the mean over the ranks is the loss of one process over the global batch, and so is its gradient if the
-    caller's gather is differentiable (its backward pass sums over the ranks).
-    Raises ValueError for shapes that differ, for B < 2 (no negatives), for no anchors, for a temperature <= 0.
+    z1, z2: [B,D], rows of L2 norm 1, of the first and third clip of each video of the GLOBAL batch (callers gather).
+    Raises ValueError for shapes that differ, for B < 2 (no negatives), for a temperature <= 0.
     """
     _check(z1_BD, z2_BD, temperature)
-    anchors = torch.arange(len(z1_BD), device=z1_BD.device)[rows or slice(None)]
-    if len(anchors) == 0:
-        raise ValueError(f"rows {rows} select no anchor of a batch of {len(z1_BD)} videos")
-    same_RB = z1_BD[anchors] @ z1_BD.T / temperature
-    cross_RB = z1_BD[anchors] @ z2_BD.T / temperature
+    anchors = torch.arange(len(z1_BD), device=z1_BD.device)
+    same_BB = z1_BD @ z1_BD.T / temperature
+    cross_BB = z1_BD @ z2_BD.T / temperature
     # An anchor is no negative of itself: its place in the row of the same view is taken by the positive pair.
-    column_R1 = anchors.unsqueeze(1)
-    same_RB = same_RB.scatter(1, column_R1, cross_RB.gather(1, column_R1))
-    return F.cross_entropy(same_RB, anchors) + F.cross_entropy(cross_RB, anchors)
+    same_BB = same_BB.diagonal_scatter(cross_BB.diagonal())
+    return F.cross_entropy(same_BB, anchors) + F.cross_entropy(cross_BB, anchors)
 
 
 def _check(z1: Tensor, z2: Tensor, temperature: float) -> None:

@@ -297,7 +297,7 @@ def test_a_tuple_of_two_clips_is_refused() -> None:
         VideoNetwork("r3d", 0.01).forward_tuple(make_clips(1)[:2])
 
 
-@pytest.mark.parametrize(("pretext", "action"), [(0, 0), (5, -1)])
+@pytest.mark.parametrize(("pretext", "action"), [(-1, 0), (5, -1)])
 def test_impossible_class_counts_are_refused(pretext: int, action: int) -> None:
     with pytest.raises(ValueError, match=f"got {pretext} and {action}"):
         VideoNetwork("r3d", 0.01, pretext_classes=pretext, action_classes=action)
