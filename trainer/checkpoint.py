@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from data.atomic import sync_folder, write_atomic
 from teacher_server.zoo.network import VideoNetwork
+from trainer.errors import CheckpointError
 
 _FORMAT = 1
 _TENSORS = "state.safetensors"
@@ -66,10 +67,6 @@ class TrainingState:
     schedule: ReduceLROnPlateau
     totals: Totals
     timeline: list[TimelineEntry]
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint does not fit the run. One sentence."""
 
 
 def save_checkpoint(folder: Path, step: int, state: TrainingState, fixed: dict[str, Any]) -> Path:

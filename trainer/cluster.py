@@ -52,15 +52,15 @@ def connected(config: RunConfig) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def check_cpus(needed: float, purpose: str) -> None:
-    """Raises ConfigError when so many CPUs are not free: waiting for them would have no end."""
-    free = ray.available_resources().get("CPU", 0.0)
-    if free < needed:
-        total = ray.cluster_resources().get("CPU", 0.0)
-        raise ConfigError(
-            f"{purpose} needs {needed:g} free CPUs, the cluster has {free:g} of {total:g}: "
-            "wait for other jobs, choose a smaller --num-workers, or add nodes"
-        )
+def check_free(purpose: str, **needed: float) -> None:
+    """Raises ConfigError when so many CPUs or GPUs are not free: waiting for them would have no end."""
+    free, total = ray.available_resources(), ray.cluster_resources()
+    for name, count in needed.items():
+        if free.get(name, 0.0) < count:
+            raise ConfigError(
+                f"{purpose} needs {count:g} free {name}s, the cluster has {free.get(name, 0.0):g} of "
+                f"{total.get(name, 0.0):g}: wait for other jobs, choose a smaller --num-workers, or add nodes"
+            )
 
 
 def _join(address: str) -> None:

@@ -14,13 +14,14 @@ from data.errors import DataError
 from data.home import runs_folder, store_path
 from teacher_server.errors import TeacherError
 from trainer.config import NO_TEACHER, ConfigError, RunConfig, load_recipe
+from trainer.errors import CheckpointError, TrainingFailed
 
 if TYPE_CHECKING:
     from trainer.loop import Outcome
     from trainer.plan import Plan
     from trainer.runs import RunFolder
 
-EXIT_CODES = {"finished": 0, "teacher_unavailable": 3, "stopped": 130}
+EXIT_CODES = {"finished": 0, "diverged": 1, "teacher_unavailable": 3, "stopped": 130}
 _BAD_INPUT = 2
 _FAILED = 1
 
@@ -31,23 +32,33 @@ class Command:
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     recipe: Path | None = None
-    """TOML file with settings; flags go before it."""
+    """TOML file with settings, for example deploy/recipes/paper.toml; flags override it."""
     dry_run: bool = False
     """Check everything, print the plan and stop."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; the exit code: 0 finished, 1 failed, 2 wrong input, 3 no teacher, 130 stopped on request."""
-    console = Console()
+    errors = _plain_console(stderr=True)
     try:
-        command = parse(argv)
-        return _run(command, console)
-    except (ConfigError, DataError, TeacherError) as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
+        return _run(parse(argv), _plain_console())
+    except (ConfigError, DataError, TeacherError, CheckpointError) as error:
+        errors.print(f"error: {error}")
         return _BAD_INPUT
+    except TrainingFailed as error:
+        errors.print(f"error: training failed: {error}")
+        return _FAILED
+    except OSError as error:  # no space, no permission: the file says enough
+        errors.print(f"error: {error.filename or 'file system'}: {error.strerror or error}")
+        return _FAILED
     except KeyboardInterrupt:
-        Console(stderr=True).print("ended at once; the newest checkpoint is kept", highlight=False)
+        errors.print("ended at once; the newest checkpoint is kept")
         return EXIT_CODES["stopped"]
+
+
+def _plain_console(*, stderr: bool = False) -> Console:
+    """Paths may hold brackets, which rich would take for markup."""
+    return Console(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -68,11 +79,12 @@ def _recipe_in(argv: Sequence[str]) -> Path | None:
 
 
 def _run(command: Command, console: Console) -> int:
+    from trainer.plan import check_teacher, make_plan
+
     config = command.config
+    check_teacher(config)  # first: a wrong name is the commonest slip, and the data set takes a minute to draw
     if config.store == "demo" and not command.dry_run:
         _make_demo_store(console)
-    from trainer.plan import make_plan  # torch is imported here, after the flags were read
-
     plan = make_plan(config)
     _print_plan(plan, console)
     if command.dry_run:
@@ -95,28 +107,25 @@ def _make_demo_store(console: Console) -> None:
 
 def _train(plan: Plan, run: RunFolder, console: Console) -> int:
     from trainer.checkpoint import newest_step
-    from trainer.launch import TrainingFailed, launch
+    from trainer.launch import launch
     from trainer.progress import Progress
 
     done = newest_step(run.checkpoints)
-    console.print(f"run {run.run_id}" + (f", going on after step {done}" if done else ""), highlight=False)
-    try:
-        with Progress(run.metrics, plan.total_steps, console) as progress:
-            outcome = launch(plan, run, progress)
-    except TrainingFailed as error:
-        Console(stderr=True).print(f"error: training failed: {error}", highlight=False, soft_wrap=True, markup=False)
-        return _FAILED
+    console.print(f"run {run.run_id}" + (f", going on after step {done}" if done else ""))
+    with Progress(run.metrics, plan.total_steps, console) as progress:
+        outcome = launch(plan, run, progress)
     _conclude(outcome, plan, run, console)
     return EXIT_CODES[outcome.status]
 
 
 def _conclude(outcome: Outcome, plan: Plan, run: RunFolder, console: Console) -> None:
+    if outcome.status == "diverged":
+        console.print(f"diverged: {outcome.reason}")
+        return
     if outcome.status != "finished":
         console.print(
             f"{outcome.status.replace('_', ' ')} after step {outcome.step}: {outcome.reason}; "
-            f"saved, the same command goes on from here",
-            highlight=False,
-            soft_wrap=True,
+            "saved, the same command goes on from here"
         )
         return
     from data.store import ClipStore
@@ -128,11 +137,9 @@ def _conclude(outcome: Outcome, plan: Plan, run: RunFolder, console: Console) ->
             f"pretext_acc {result['pretext_acc']:.3f} (balanced {result['pretext_balanced_acc']:.3f})  "
             f"retrieval top-1 {result['retrieval_top1']:.3f} top-5 {result['retrieval_top5']:.3f}  "
             f"probe_acc {result['probe_acc']:.3f}  {result['seconds']:.0f} s of steps",
-            highlight=False,
-            soft_wrap=True,
         )
     report = write_report(run.path, ClipStore.open(plan.store_path))
-    console.print(f"report {report}", highlight=False, soft_wrap=True)
+    console.print(f"report {report}")
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
@@ -144,6 +151,4 @@ def _print_plan(plan: Plan, console: Console) -> None:
         + (f" ({plan.num_left_out} too short for a tuple, left out)" if plan.num_left_out else "")
         + f"; {config.epochs} epochs of {plan.steps_per_epoch} steps, {plan.total_steps} steps of "
         f"{config.batch_size} tuples on {plan.device}",
-        highlight=False,
-        soft_wrap=True,
     )

@@ -22,7 +22,10 @@ from teacher_server.zoo.names import ARCHITECTURES
 NO_TEACHER = "none"
 _SMALLEST_CROP = 32
 _LARGEST_WIDTH = 4.0
-_DO_NOT_IDENTIFY = ("run_id", "resume", "log_views", "teacher_timeout_s", "teacher_budget_s")
+_DO_NOT_IDENTIFY = (  # they change how a run is done, and no number of it
+    "run_id", "resume", "log_views", "checkpoint_every", "prefetch", "teacher_timeout_s", "teacher_budget_s",
+    "teacher_transport", "teacher_input", "teacher_replicas", "teacher_cpus", "teacher_gpus",
+)  # fmt: skip
 
 
 class ConfigError(ValueError):

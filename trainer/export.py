@@ -20,8 +20,9 @@ from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
 from teacher_server.zoo.names import ARCH_VERSION
 from teacher_server.zoo.registry import build_backbone
-from trainer.checkpoint import CheckpointError, load_network_tensors, newest_checkpoint
+from trainer.checkpoint import load_network_tensors, newest_checkpoint
 from trainer.config import ConfigError, RunConfig, from_json
+from trainer.errors import CheckpointError
 from trainer.report_data import read_metrics
 from trainer.runs import RunFolder
 

@@ -29,9 +29,10 @@ from teacher_server.errors import TeacherError
 from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.roster import LEASE_TTL_S, Roster
-from trainer.cluster import Cluster, check_cpus, connected
+from trainer.cluster import Cluster, check_free, connected
 from trainer.collective import Collective
-from trainer.config import ConfigError, RunConfig
+from trainer.config import RunConfig
+from trainer.errors import TrainingFailed
 from trainer.loader import TeacherSignal
 from trainer.loop import Outcome, Trainer
 from trainer.metrics import StudentMetrics
@@ -42,11 +43,8 @@ from trainer.teaching import BoundTeacher, InputKind
 
 _POLL_S = 0.2
 _STOP_LIMIT_S = 8.0  # after a stop was asked for: longer than a step and a checkpoint, less than people wait
+_LEASE_JOIN_S = 2.0  # a renewal under way takes milliseconds
 _WORKER_RESTARTS = 3
-
-
-class TrainingFailed(RuntimeError):
-    """The workers ended without an outcome. Carries the first line of the reason."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,8 @@ def launch(plan: Plan, run: RunFolder, progress: Progress) -> Outcome:
         job = _Job(plan, run.path, input_kind)
         if config.num_workers == 0:
             return _in_this_process(job, progress)
-        check_cpus(config.num_workers * config.threads, f"a run of {config.num_workers} worker(s)")
+        gpus = config.num_workers if plan.device == "cuda" else 0
+        check_free(f"a run of {config.num_workers} worker(s)", CPU=config.num_workers * config.threads, GPU=gpus)
         return _fit_and_follow(job, run, progress)
 
 
@@ -119,7 +118,7 @@ def _teachers(plan: Plan, run: RunFolder, cluster: Cluster) -> Iterator[InputKin
         yield _input_kind(config, service, cluster)
     finally:
         ended.set()
-        renewal.join(timeout=_POLL_S)
+        renewal.join(timeout=_LEASE_JOIN_S)
         if not cluster.private:  # a private cluster ends with everything on it
             service.release(run.run_id)
 
@@ -180,16 +179,14 @@ def _fit(job: _Job, errors: list[Exception]) -> None:
 
 
 def _train_worker(settings: dict[str, Any]) -> None:
-    """The body of one Ray Train worker. Rank 0 leaves outcome.json, which the driver waits for."""
+    """The body of one Ray Train worker."""
     job: _Job = settings["job"]
     config = job.plan.config
     context = ray.train.get_context()
     collective = Collective(context.get_world_rank(), context.get_world_size())
     run = RunFolder(job.run_path)
     metrics = StudentMetrics(run.run_id, config.student, config.teacher)
-    outcome = _train(job, collective, metrics)
-    if collective.rank == 0:
-        run.write_json(run.outcome, dataclasses.asdict(outcome))
+    _train(job, collective, metrics)
 
 
 def _in_this_process(job: _Job, progress: Progress) -> Outcome:
@@ -198,10 +195,11 @@ def _in_this_process(job: _Job, progress: Progress) -> Outcome:
 
 
 def _train(job: _Job, collective: Collective, sink: Callable[[Any], None]) -> Outcome:
+    """The training loop with its teacher. Rank 0 leaves outcome.json, which the driver waits for."""
     run = RunFolder(job.run_path)
     teacher = _connect_teacher(job, run)
     try:
-        return Trainer(
+        outcome = Trainer(
             job.plan,
             run,
             collective=collective,
@@ -212,6 +210,9 @@ def _train(job: _Job, collective: Collective, sink: Callable[[Any], None]) -> Ou
     finally:
         if teacher is not None:
             teacher.close()
+    if collective.rank == 0:
+        run.write_json(run.outcome, dataclasses.asdict(outcome))
+    return outcome
 
 
 def _connect_teacher(job: _Job, run: RunFolder) -> TeacherSignal | None:
@@ -242,6 +243,3 @@ def _first_line(error: Exception) -> str:
     """The last non-empty line of Ray's long messages is the one that names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-__all__ = ["ConfigError", "TrainingFailed", "launch"]

@@ -25,11 +25,13 @@ from trainer.checkpoint import (
     Totals,
     TrainingState,
     load_newest,
+    newest_step,
     save_checkpoint,
     seed_everything,
 )
 from trainer.collective import Collective
 from trainer.config import RunConfig
+from trainer.errors import Diverged
 from trainer.evaluate.final import EvalOptions, evaluate_student
 from trainer.evaluate.pretext import pretext_accuracy
 from trainer.loader import LoadedStep, Loader, TeacherSignal
@@ -44,7 +46,7 @@ from trainer.step import train_step
 class Outcome:
     """How an attempt ended. `reason` is a sentence for people."""
 
-    status: Literal["finished", "stopped", "teacher_unavailable"]
+    status: Literal["finished", "stopped", "teacher_unavailable", "diverged"]
     step: int
     reason: str = ""
 
@@ -100,7 +102,10 @@ class Trainer:
 
     def _run(self) -> Outcome:
         first = load_newest(self.run_folder.checkpoints, self.state, self._fixed())
-        outcome = self._train(first)
+        try:
+            outcome = self._train(first)
+        except Diverged as error:
+            return Outcome("diverged", newest_step(self.run_folder.checkpoints), str(error))
         if outcome.status != "finished" or self.collective.rank != 0:
             return outcome
         try:
@@ -145,6 +150,8 @@ class Trainer:
         if self.config.schedule == "cosine":
             _set_lr(self.state.optimizer, cosine_lr(self.config, loaded.step, self.sampler.total_steps))
         numbers = train_step(self.state.network, self.state.optimizer, loaded.batch, self.config, self.collective)
+        if not math.isfinite(numbers.loss):  # of the global batch: all workers see it
+            raise Diverged(loaded.step + 1)
         seconds = time.perf_counter() - began
         clips = 3 * int(self.collective.sum(torch.tensor([loaded.views.num_items]))[0])
         totals = self.state.totals

@@ -31,21 +31,25 @@ class Plan:
     total_steps: int
 
 
-def make_plan(config: RunConfig) -> Plan:
-    """Opens the store, reads the teacher's card, counts steps. Raises one of the packages' errors, each a sentence."""
-    library_root = teachers_folder()
+def check_teacher(config: RunConfig) -> None:
+    """Reads the teacher's card. Raises TeacherError or ConfigError, a sentence, unless the run can learn from it.
+
+    Any version of an alias will do: all of them have one signature.
+    """
     ref = config.teacher_ref
-    if ref is not None:  # first, because a wrong name is the commonest slip
-        library = TeacherLibrary(library_root)
-        entry = library.entry(library.first(ref))
+    if ref is None:
+        return
+    library = TeacherLibrary(teachers_folder())
+    card = library.entry(library.first(ref)).card
+    if card.head != "pretext":
+        raise ConfigError(f"teacher {config.teacher} has an {card.head} head, students learn from pretext heads")
+    card.check_fits(config.teacher, config.clip_spec)
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Opens the store and counts steps. Raises one of the packages' errors, each a sentence."""
     path = store_path(config.store)
     store = ClipStore.open(path)
-    if ref is not None:
-        if entry.card.head != "pretext":
-            raise ConfigError(
-                f"teacher {config.teacher} has an {entry.card.head} head, students learn from pretext heads"
-            )
-        entry.card.check_fits(config.teacher, config.clip_spec)
     height, width = store.frame_size
     if config.crop > min(height, width):
         raise ConfigError(
@@ -58,7 +62,7 @@ def make_plan(config: RunConfig) -> Plan:
         config=config,
         store_path=path,
         store_fingerprint=store.fingerprint,
-        library_root=library_root,
+        library_root=teachers_folder(),
         device=_device(config),
         num_train=len(train),
         num_validation=len(validation),

@@ -1,0 +1,39 @@
+"""The built-in data set as a store: made once, kept, and never made anew over a damaged one."""
+
+import pytest
+
+from data.demo_store import FRAME_SIZE, is_store, main, make_demo_store
+from data.errors import StoreDamaged
+from data.store import ClipStore
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRECEPTOR_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_the_set_is_drawn_ingested_and_then_kept(home, capsys):
+    assert not is_store(home / "stores" / "tiny")
+    path = make_demo_store("tiny")
+    assert path == home / "stores" / "tiny"
+    store = ClipStore.open(path)
+    assert (store.frame_size, store.verify(), store.skipped) == (FRAME_SIZE, [], ())
+    assert {"train01", "test01"} <= set(store.subsets)
+    groups = {name: {store.groups[row] for row in store.subset(name)} for name in ("train01", "test01")}
+    assert not groups["train01"] & groups["test01"]
+    assert len(list((home / "datasets" / "tiny" / "videos").glob("*/*"))) == len(store)
+    assert store.fingerprint[:12] in capsys.readouterr().out
+
+    manifest = next(path.glob("manifest-*.json"))
+    written = manifest.stat().st_mtime_ns
+    main("tiny")
+    assert manifest.stat().st_mtime_ns == written
+    assert capsys.readouterr().out == ""
+
+    manifest.write_text("{")
+    with pytest.raises(StoreDamaged):
+        make_demo_store("tiny")
+    with pytest.raises(SystemExit, match=r"^error: clip store "):
+        main("tiny")
+    assert manifest.read_text() == "{"

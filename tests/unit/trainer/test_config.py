@@ -1,0 +1,152 @@
+"""Settings: every value that cannot be gives one sentence; recipes lie under flags and over defaults."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from trainer.command import parse
+from trainer.config import ConfigError, RunConfig, from_json, load_recipe
+
+RECIPES = sorted((Path(__file__).parents[3] / "deploy" / "recipes").glob("*.toml"))
+BAD = {
+    "student": ["resnet", ""],
+    "modality": ["flow"],
+    "shuffle": ["none"],
+    "schedule": ["step"],
+    "device": ["tpu"],
+    "teacher_transport": ["http"],
+    "teacher_input": ["tensor"],
+    "resume": ["always"],
+    "width": [0.0, -1.0, math.nan, math.inf, 5.0],
+    "clip_len": [0, -1],
+    "crop": [0, 30, 57],
+    "epochs": [0],
+    "lr": [0.0, math.nan],
+    "contrast_temperature": [0.0],
+    "temperature": [-4.0, math.inf],
+    "threads": [0],
+    "teacher_replicas": [0],
+    "prefetch": [0],
+    "teacher_timeout_s": [0.0],
+    "teacher_budget_s": [-1.0],
+    "eval_tuples": [0],
+    "eval_clips": [0],
+    "interval": [-1],
+    "max_steps": [-1],
+    "momentum": [-0.1],
+    "weight_decay": [math.nan],
+    "alpha": [-0.5],
+    "kd_weight": [-1.0],
+    "num_workers": [-1],
+    "checkpoint_every": [-1],
+    "teacher_cpus": [-1.0],
+    "teacher_gpus": [-1.0],
+    "min_lr": [-1e-5],
+    "plateau_patience": [-1],
+    "val_fraction": [0.0, 1.0, math.nan],
+    "plateau_factor": [0.0, 1.0, 1.5, math.nan],
+    "batch_size": [0, 1],
+    "seed": [-1, 2**63],
+    "view_seed": [-1],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_value_that_cannot_be_is_refused_in_one_sentence_that_names_it(name, value):
+    with pytest.raises(ConfigError) as caught:
+        RunConfig(**{name: value})
+    text = str(caught.value)
+    assert "\n" not in text
+    assert name in text or (name in ("seed", "view_seed") and "seeds" in text)
+    assert str(value) in text
+
+
+def test_a_batch_has_a_tuple_for_every_worker():
+    RunConfig(batch_size=3, num_workers=3)
+    with pytest.raises(ConfigError, match="a tuple per worker, got 3"):
+        RunConfig(batch_size=3, num_workers=4)
+
+
+def test_every_number_field_is_checked_by_some_rule():
+    numbers = {field.name for field in dataclasses.fields(RunConfig) if type(field.default) in (int, float)}
+    assert numbers == numbers & BAD.keys()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads(path):
+    assert isinstance(load_recipe(path), RunConfig)
+
+
+def test_there_are_the_recipes_that_the_documentation_names():
+    assert {"demo", "paper", "pcl", "teacher"} <= {path.stem for path in RECIPES}
+
+
+def test_flags_go_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('student = "c3d"\nepochs = 9\nlr = 1\n')
+    for argv in (["--recipe", str(recipe), "--epochs", "4"], ["--epochs", "4", f"--recipe={recipe}"]):
+        config = parse(argv).config
+        assert (config.student, config.epochs, config.lr) == ("c3d", 4, 1.0)
+        assert config == dataclasses.replace(RunConfig(), student="c3d", epochs=4, lr=1.0)
+
+
+def test_every_field_is_a_flag():
+    argv = ["--no-contrast", "--any-swap", "--shuffle", "remote", "--kd-weight", "0.5", "--run-id", "x", "--seed", "3"]
+    expected = RunConfig(contrast=False, any_swap=True, shuffle="remote", kd_weight=0.5, run_id="x", seed=3)
+    assert parse(argv).config == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3\n", "recipe .*: there is no setting 'epoch'"),
+        ("epochs = 3.5\n", "recipe .*: epochs must be int, got 3.5"),
+        ("epochs = true\n", "epochs must be int, got True"),
+        ("contrast = 1\n", "contrast must be bool, got 1"),
+        ('lr = "0.1"\n', "lr must be float, got '0.1'"),
+        ("lr = nan\n", "lr must be a finite number > 0, got nan"),
+        ("epochs = \n", "is not TOML"),
+        ('student = "resnet"\n', "student must be one of c3d, r3d, r2plus1d, got 'resnet'"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_its_name_and_the_field(tmp_path, text, message):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe(recipe)
+    assert str(recipe) in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_or_not_text_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"mine.toml cannot be read: No such file"):
+        load_recipe(tmp_path / "mine.toml")
+    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_recipe(tmp_path / "mine.toml")
+
+
+def test_json_round_trip():
+    config = RunConfig(teacher="c3d@2", lr=0.5, any_swap=True, run_id="x")
+    assert from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    "fields", [{"run_id": "x"}, {"resume": "never"}, {"log_views": True}, {"teacher_timeout_s": 1.0}]
+)
+def test_the_identity_ignores_what_changes_nothing_in_the_training(fields):
+    assert RunConfig(**fields).identity() == RunConfig().identity()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"seed": 1}, {"view_seed": 1}, {"teacher": "none"}, {"lr": 0.02}, {"epochs": 5}, {"num_workers": 2}]
+)
+def test_the_identity_changes_with_what_changes_the_training(fields):
+    assert RunConfig(**fields).identity() != RunConfig().identity()
+
+
+def test_the_teacher_is_an_alias_a_version_or_none():
+    assert RunConfig(teacher="none").teacher_ref is None
+    assert str(RunConfig(teacher="c3d").teacher_ref) == "c3d"
+    assert RunConfig(teacher="c3d@2").teacher_ref.version == 2

@@ -1,0 +1,114 @@
+"""A trained student as a teacher: its answers are the student's own."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from data.prepare import prepare
+from data.render import render_batch
+from data.views import eval_tuples
+from teacher_server.card import PRETEXT_CLASSES
+from teacher_server.library import TeacherLibrary
+from teacher_server.protocol import TeacherId
+from teacher_server.teacher import FrozenTeacher
+from trainer.checkpoint import CheckpointError
+from trainer.config import ConfigError
+from trainer.export import export_teacher, main
+from trainer.plan import student_input
+
+
+def train(bench, config, name="run"):
+    """A run of two steps with its config.json, and its network as it ended."""
+    run = bench.folder(name)
+    run.write_json(run.config, {**config.to_json(), "run_id": name, "identity": config.identity()})
+    _, trainer = bench.attempt(dataclasses.replace(config, max_steps=2), run)
+    return run, trainer.state.network
+
+
+@pytest.mark.parametrize("modality", ["rgb", "res"])
+def test_the_exported_teacher_answers_as_the_student_does(bench, config, store, tmp_path, modality):
+    config = dataclasses.replace(config, modality=modality)
+    run, network = train(bench, config)
+    library = TeacherLibrary(tmp_path / "library")
+    teacher = export_teacher(run, "mine", library, command="make it")
+    frozen = FrozenTeacher.load(library.entry(teacher))
+    rows = torch.arange(0, 24, 5).numpy()
+    views = eval_tuples(store.videos, rows, view_seed=0, spec=config.clip_spec, tuples_per_video=1)
+    pixels = render_batch(store.gather(views), views)[: 3 * frozen.card.chunk_items]  # one chunk: equal to the bit
+    network.eval()
+    clips = prepare(pixels, student_input(config)).unflatten(0, (-1, 3))
+    with torch.no_grad():
+        one_pass = network.backbone(clips.flatten(0, 1)).unflatten(0, (-1, 3))
+        expected = network.pretext_head(one_pass.unbind(dim=1))
+        by_position = network.forward_tuple(tuple(clips.unbind(dim=1))).pretext_logits
+    logits = torch.from_numpy(frozen.answer(pixels).logits)
+    assert torch.equal(logits, expected)
+    torch.testing.assert_close(logits, by_position, rtol=1e-4, atol=1e-5)
+
+
+def test_the_card_says_what_the_run_was(bench, config, store, tmp_path):
+    run, _ = train(bench, config)
+    library = TeacherLibrary(tmp_path / "library")
+    assert export_teacher(run, "mine", library, command="make it") == TeacherId("mine", 1)
+    assert export_teacher(run, "mine", library) == TeacherId("mine", 2)
+    card = library.entry(TeacherId("mine", 1)).card
+    assert (card.arch, card.width, card.head, card.classes) == ("r3d", 0.125, "pretext", PRETEXT_CLASSES)
+    assert (card.clip_len, card.crop, card.modality, card.feature_size) == (8, 32, "res", 64)
+    epochs = [line for line in map(json.loads, run.metrics.read_text().splitlines()) if line["kind"] == "epoch"]
+    assert card.provenance.model_dump() == {
+        "command": "make it",
+        "store_fingerprint": store.fingerprint,
+        "steps": 2,
+        "metrics": {"validation_pretext_acc": epochs[-1]["val_pretext_acc"]},
+    }
+
+
+def test_an_exported_teacher_can_teach(bench, config):
+    run, _ = train(bench, config)
+    export_teacher(run, "mine", TeacherLibrary(bench.home / "teachers"))
+    pupil = bench.folder("pupil")
+    assert bench.attempt(dataclasses.replace(config, teacher="mine", max_steps=1), pupil)[0].status == "finished"
+    assert pupil.read_result()["teacher_timeline"][0]["teacher"] == "mine@1"
+
+
+def test_metrics_with_a_torn_line_are_no_obstacle(bench, config, tmp_path):
+    run, _ = train(bench, config)
+    lines = run.metrics.read_text().splitlines()
+    run.metrics.write_text("\n".join([lines[0], '{"kind": "st', *lines[1:]]) + "\n")
+    export_teacher(run, "mine", TeacherLibrary(tmp_path / "library"))
+
+
+def test_a_run_that_is_not_finished_is_refused(bench, config, tmp_path):
+    run = bench.folder("run")
+    bench.attempt(config, run, steps=1)
+    with pytest.raises(ConfigError, match="run run is not finished: train it to the end first"):
+        export_teacher(run, "mine", TeacherLibrary(tmp_path / "library"))
+
+
+def test_a_damaged_checkpoint_is_refused(bench, config, tmp_path):
+    run, _ = train(bench, config)
+    (run.checkpoints / "step-000000002" / "state.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="step-000000002 is missing or damaged"):
+        export_teacher(run, "mine", TeacherLibrary(tmp_path / "library"))
+    assert not (tmp_path / "library" / "mine").exists()
+
+
+def test_the_command_adds_the_teacher_to_the_library_of_the_home(bench, config, capsys):
+    train(bench, config)
+    main("run", "mine")
+    assert capsys.readouterr().out == f"mine@1 added to {bench.home / 'teachers'}\n"
+    assert TeacherLibrary(bench.home / "teachers").versions("mine") == (1,)
+
+
+@pytest.mark.parametrize(
+    ("run", "name", "message"),
+    [("nobody", "mine", "error: no run 'nobody' under "), ("run", "Mine!", "error: 'Mine!' is no teacher name")],
+)
+def test_the_command_refuses_in_one_sentence(bench, config, run, name, message):
+    train(bench, config)
+    with pytest.raises(SystemExit) as caught:
+        main(run, name)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,31 @@
+"""What a run can refuse or end with, besides the errors of the packages below. One sentence each; all of them pickle.
+
+TrainingError(RuntimeError)
+├── CheckpointError      a checkpoint is missing or damaged, or was made by another run
+├── Diverged             the loss is not finite any more
+└── TrainingFailed       the workers ended without an outcome
+"""
+
+from __future__ import annotations
+
+
+class TrainingError(RuntimeError):
+    """Base of the errors of a run."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint cannot be used for this run."""
+
+
+class Diverged(TrainingError):
+    """The loss is not finite. Argument: the step, counted from 1."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+
+    def __str__(self) -> str:
+        return f"the loss is not finite at step {self.args[0]}: choose a smaller --lr and --resume never"
+
+
+class TrainingFailed(TrainingError):
+    """The workers ended without an outcome. Argument: the reason."""
