@@ -81,7 +81,7 @@ def is_deployed(status: ApplicationStatus) -> bool:
 def deploy_app(library_root: str, options: DeployOptions) -> None:
     """Asks Serve for the app and returns at once; wait_until_running tells how it went."""
     serve.start(proxy_location="Disabled")  # no HTTP from here; a Serve that runs already is left as it is
-    application = _deployment(options).bind(library_root, options)
+    application = teacher_deployment(options).bind(library_root, options)
     target = serve.RunTarget(target=application, name=APP_NAME, route_prefix=None)
     serve.run_many([target], wait_for_ingress_deployment_creation=True, wait_for_applications_running=False)
 
@@ -156,7 +156,7 @@ def wait_for_capacity(options: DeployOptions, timeout_s: float = CAPACITY_TIMEOU
             time.sleep(POLL_S)
 
 
-def _deployment(options: DeployOptions) -> Any:
+def teacher_deployment(options: DeployOptions) -> Any:
     """Every request holds at least one clip, so a replica's own limit in clips is reached before
     max_ongoing_requests: refusals are typed and come at once. max_queued_requests is for when no replica lives."""
     decorate = serve.deployment(

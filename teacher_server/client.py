@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from concurrent.futures import CancelledError
 from typing import Any
@@ -63,7 +64,9 @@ class _ServePending:
         return unwrap(reply)
 
     def cancel(self) -> None:
-        self._response.cancel()
+        # Serve waits for the routing here, and raises what went wrong there.
+        with contextlib.suppress(RayError, RayServeException, CancelledError):
+            self._response.cancel()
 
     def _unavailable(self, reason: str) -> TeacherUnavailable:
         return TeacherUnavailable(str(self._teacher), time.monotonic() - self._submitted, reason)

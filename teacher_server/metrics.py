@@ -2,6 +2,8 @@
 
 preceptor_teacher_requests_total   {teacher, outcome}   outcome: ok, or the class of the error
 preceptor_teacher_replies_total    {teacher}            teacher is name@version
+preceptor_teacher_clips_total                           clips in forward passes; exact, where a histogram's sum is
+                                                        not: Ray hands on its buckets only
 preceptor_teacher_batch_clips      histogram            clips that shared a forward pass
 preceptor_teacher_forward_seconds  histogram
 preceptor_teacher_queue_seconds    histogram            waiting for the forward pass, without rendering
@@ -26,6 +28,7 @@ class ReplicaMetrics:
             "preceptor_teacher_requests_total", "Questions by outcome.", tag_keys=("teacher", "outcome")
         )
         self._replies = Counter("preceptor_teacher_replies_total", "Answers by version.", tag_keys=("teacher",))
+        self._clips = Counter("preceptor_teacher_clips_total", "Clips in forward passes.")
         self._batch_clips = Histogram("preceptor_teacher_batch_clips", "Clips in a forward pass.", boundaries=_CLIPS)
         self._forward = Histogram("preceptor_teacher_forward_seconds", "A forward pass.", boundaries=_SECONDS)
         self._queue = Histogram("preceptor_teacher_queue_seconds", "Waiting for it.", boundaries=_SECONDS)
@@ -44,5 +47,6 @@ class ReplicaMetrics:
 
     def batch(self, record: BatchRecord) -> None:
         """A forward pass ended."""
+        self._clips.inc(record.clips)
         self._batch_clips.observe(record.clips)
         self._forward.observe(record.forward_s)

@@ -18,6 +18,10 @@ class StudentMetrics:
         tags = {"run": run, "student": student, "teacher": teacher}
         self._steps = Counter("preceptor_student_steps_total", "Optimisation steps done", tag_keys=_TAGS)
         self._clips = Counter("preceptor_student_clips_total", "Clips trained on", tag_keys=_TAGS)
+        # Exact, for shares: of a histogram Ray hands on the buckets only, its sum is made up of their middles.
+        self._seconds = Counter(
+            "preceptor_student_seconds_total", "Seconds of the steps by phase", tag_keys=(*_TAGS, "phase")
+        )
         self._phases = Histogram(
             "preceptor_student_phase_seconds",
             "Seconds of a step by phase: data, teacher_wait, compute",
@@ -26,7 +30,7 @@ class StudentMetrics:
         )
         self._losses = Gauge("preceptor_student_loss", "Loss of the last step by term", tag_keys=(*_TAGS, "term"))
         self._accuracy = Gauge("preceptor_student_accuracy", "Accuracy by kind", tag_keys=(*_TAGS, "kind"))
-        for metric in (self._steps, self._clips, self._phases, self._losses, self._accuracy):
+        for metric in (self._steps, self._clips, self._seconds, self._phases, self._losses, self._accuracy):
             metric.set_default_tags(tags)
 
     def __call__(self, record: Mapping[str, Any]) -> None:
@@ -40,7 +44,10 @@ class StudentMetrics:
         self._steps.inc(1)
         self._clips.inc(record["clips"])
         for phase in ("data", "teacher_wait", "compute"):
-            self._phases.observe(max(0.0, record[f"{phase}_s"]), {"phase": phase})
+            seconds = record[f"{phase}_s"]
+            self._phases.observe(max(0.0, seconds), {"phase": phase})
+            if seconds > 0:  # a counter refuses 0
+                self._seconds.inc(seconds, {"phase": phase})
         for term in ("loss", "pretext", "contrast", "distill"):
             if record[term] is not None:
                 self._losses.set(record[term], {"term": "total" if term == "loss" else term})

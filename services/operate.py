@@ -1,0 +1,139 @@
+"""What `preceptor serve`, `stop` and `teacher list` do."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from data.home import teachers_folder
+from services.directory import Directory, TeacherInfo
+from teacher_server.library import TeacherLibrary
+from trainer.config import ConfigError, RunConfig
+
+TOKEN_VARIABLE = "PRECEPTOR_TOKEN"
+_POLL_S = 0.5
+
+
+def serve_until_stopped(*, host: str, port: int, replicas: int, cpus: float, gpus: float) -> None:
+    """Deploys teachers, as an operator, and the gateway. On a private cluster it returns after SIGINT or SIGTERM.
+
+    Raises ConfigError for an address that must not or cannot be used, TeacherError when teachers cannot be deployed.
+    """
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    joined = os.environ.get("RAY_ADDRESS")
+    check_address(host, token)
+    if not joined:
+        check_port_is_free(host, port)
+    config = RunConfig(teacher_replicas=replicas, teacher_cpus=cpus, teacher_gpus=gpus)  # room for a worker as well
+    from trainer.cluster import connected
+
+    with connected(config) as cluster:
+        _deploy(config, host, port, token)
+        print(f"gateway  http://{host}:{port}/v1/teachers  (ready: /readyz)", flush=True)
+        if not cluster.private:
+            print("it runs on the cluster until `preceptor stop`", flush=True)
+            return
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        print(f"cluster  RAY_AUTH_MODE=token RAY_ADDRESS={address} python trainer/run.py", flush=True)
+        print("Ctrl-C ends it", flush=True)
+        wait_for_signal()
+        print("ending", flush=True)
+
+
+def stop_serving() -> None:
+    """Deletes gateway and teachers. Raises ConfigError without RAY_ADDRESS: a private cluster ends by Ctrl-C."""
+    if not os.environ.get("RAY_ADDRESS"):
+        raise ConfigError("RAY_ADDRESS is not set: name the cluster, or press Ctrl-C where `preceptor serve` runs")
+    from trainer.cluster import connected
+
+    with connected(RunConfig()):
+        from services.serving import delete_gateway
+        from teacher_server.deployment import TeacherService
+
+        delete_gateway()
+        TeacherService.connect(teachers_folder()).delete()
+
+
+def print_teachers() -> None:
+    """A table on standard output."""
+    teachers = Directory(TeacherLibrary(teachers_folder())).teachers()
+    console = Console()
+    if not teachers:
+        console.print(f"no teachers in {teachers_folder()}: `make teachers` makes some", soft_wrap=True)
+        return
+    console.print(table_of(teachers))
+
+
+def table_of(teachers: Sequence[TeacherInfo]) -> Table:
+    """A row for each version; the one that the alias means is marked."""
+    table = Table("teacher", "alias", "digest", "arch", "head", "input")
+    for info in teachers:
+        for version in info.versions:
+            mark = "yes" if version.version == info.alias else ""
+            name = f"{info.name}@{version.version}"
+            if version.card is None or version.digest is None:
+                table.add_row(name, mark, "damaged", version.problem or "", "", "")
+                continue
+            card = version.card
+            takes = f"{card.modality} {card.crop}x{card.crop}, {card.min_clip_len}+ frames"
+            table.add_row(name, mark, version.digest[:12], card.arch, card.head, takes)
+    return table
+
+
+def check_address(host: str, token: str | None) -> None:
+    """Raises ConfigError unless the address is loopback or there is a token."""
+    if token is None and not is_loopback(host):
+        raise ConfigError(
+            f"--host {host} can be reached from other machines: set a token in {TOKEN_VARIABLE}, or use 127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; names other than localhost count as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_port_is_free(host: str, port: int) -> None:
+    """Raises ConfigError at once; Serve would find out only after the cluster was started."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"--host {host} --port {port} cannot be used: {reason}") from None
+
+
+def wait_for_signal() -> None:
+    """Returns after SIGINT or SIGTERM. Ray replaces handlers when it starts, so these come after it."""
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    while not stopped.wait(_POLL_S):
+        pass
+
+
+def _deploy(config: RunConfig, host: str, port: int, token: str | None) -> None:
+    """HTTP first: Serve takes its options from whoever starts it, and the roster starts it without."""
+    from services.asking import GatewayOptions
+    from services.serving import deploy_gateway, start_http
+    from teacher_server.deployment import DeployOptions, TeacherService
+
+    start_http(host, port)
+    options = DeployOptions(config.teacher_replicas, config.teacher_cpus, config.teacher_gpus)
+    TeacherService.connect(teachers_folder()).deploy(options)
+    deploy_gateway(teachers_folder(), GatewayOptions(token=token))

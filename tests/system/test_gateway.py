@@ -1,0 +1,158 @@
+"""Teachers and gateway as deploy/serve.yaml brings them up, asked over HTTP."""
+
+from __future__ import annotations
+
+import io
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from teacher_server.deployment import TeacherService
+from teacher_server.inprocess import InProcessTeacherClient
+from teacher_server.library import TeacherLibrary
+from teacher_server.protocol import TeacherId, TeacherQuery, TeacherRef, new_request_id
+
+pytestmark = pytest.mark.system
+
+SERVE_CONFIG = Path(__file__).parents[2] / "deploy" / "serve.yaml"
+START_LIMIT_S = 180.0
+PATIENCE_S = 60.0
+Reference = Callable[[np.ndarray, TeacherId, float], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def library(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> TeacherLibrary:
+    return tiny.build_library(tmp_path_factory.mktemp("library"), tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def http(ray_cluster: None, library: TeacherLibrary) -> Iterator[httpx.Client]:  # noqa: ARG001 it must run
+    """A client of the gateway, which is ready. The config is applied as Ray's REST API and KubeRay apply it."""
+    from ray.serve._private.api import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    from services.serving import start_http
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    config = yaml.safe_load(SERVE_CONFIG.read_text())
+    config["http_options"]["port"] = port
+    for application in config["applications"]:
+        application["args"]["library"] = str(library.root)
+    start_http(config["http_options"]["host"], port)
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False) as client:
+        wait_for_status(client, "/readyz", 200)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def reference(library: TeacherLibrary) -> Iterator[Reference]:
+    """The in-process answer."""
+    client = InProcessTeacherClient(library)
+
+    def answer(clips: np.ndarray, teacher: TeacherId, temperature: float) -> np.ndarray:
+        views = library.entry(teacher).card.views_per_item
+        query = TeacherQuery(new_request_id(), teacher, temperature, views, pixels=clips)
+        return client.submit(query).result(PATIENCE_S).logits
+
+    yield answer
+    client.close()
+
+
+def wait_for_status(client: httpx.Client, path: str, status: int) -> None:
+    """Asks until the answer has this status; the gateway itself spaces its looks at the teachers."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while (answer := client.get(path)).status_code != status:
+        assert time.monotonic() < deadline, f"{path} is {answer.status_code} {answer.text}, expected {status}"
+        time.sleep(0.1)
+
+
+def random_clips(seed: int, num_clips: int = 6) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (num_clips, 8, 32, 32, 3), dtype=np.uint8)
+
+
+def ask(client: httpx.Client, name: str, clips: np.ndarray, **params: float) -> httpx.Response:
+    body = io.BytesIO()
+    np.save(body, clips)
+    return client.post(f"/v1/teachers/{name}/logits", params=params, content=body.getvalue())
+
+
+def test_answers_over_http_are_the_bytes_of_the_in_process_teacher(http: httpx.Client, reference: Reference) -> None:
+    for name, teacher in (
+        ("alpha", TeacherId("alpha", 1)),
+        ("alpha@2", TeacherId("alpha", 2)),
+        ("beta", TeacherId("beta", 1)),
+    ):
+        clips = random_clips(teacher.version)
+        answer = ask(http, name, clips, temperature=4.0)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["teacher"] == str(teacher)
+        np.testing.assert_array_equal(np.float32(answer.json()["logits"]), reference(clips, teacher, 4.0))
+
+
+def test_the_list_has_the_digests_that_answers_carry(http: httpx.Client) -> None:
+    listed = {teacher["name"]: teacher for teacher in http.get("/v1/teachers").json()["teachers"]}
+    digests = [version["digest"] for version in listed["alpha"]["versions"]]
+    assert digests == [ask(http, f"alpha@{version}", random_clips(0)).json()["digest"] for version in (1, 2)]
+
+
+def test_what_a_teacher_refuses_comes_back_as_422(http: httpx.Client) -> None:
+    answer = ask(http, "alpha", random_clips(0)[:, :, :30, :30].copy())
+    assert (answer.status_code, answer.json()["error"]) == (422, "BadQuery")
+    assert answer.json()["detail"] == "alpha@1 takes 32x32 pixels, got 30x30"
+
+
+def test_a_chunked_body_is_cut_off_at_the_limit(http: httpx.Client) -> None:
+    answer = http.post("/v1/teachers/alpha/logits", content=(bytes(2**20) for _ in range(40)))
+    assert (answer.status_code, answer.json()["error"]) == (413, "TooLarge")
+
+
+def test_many_at_once_are_answered_right_or_refused_with_retry_after(http: httpx.Client, reference: Reference) -> None:
+    with ThreadPoolExecutor(48) as threads:
+        answers = list(threads.map(lambda seed: ask(http, "alpha", random_clips(seed, 3)), range(96)))
+    statuses = [answer.status_code for answer in answers]
+    print(f"96 questions from 48 threads: {statuses.count(200)} answered, {statuses.count(429)} refused")
+    assert set(statuses) <= {200, 429}
+    assert statuses.count(200) >= 16
+    for seed, answer in enumerate(answers):
+        if answer.status_code == 429:
+            assert int(answer.headers["Retry-After"]) > 0
+        elif seed % 8 == 0:
+            expected = reference(random_clips(seed, 3), TeacherId("alpha", 1), 1.0)
+            np.testing.assert_array_equal(np.float32(answer.json()["logits"]), expected)
+
+
+def test_the_http_port_listens_on_loopback_only(http: httpx.Client) -> None:
+    listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert {address.ip for address in listening if address.port == http.base_url.port} == {"127.0.0.1"}
+
+
+def test_a_run_adopts_the_teachers_of_the_config_file_and_does_not_end_them(
+    http: httpx.Client, library: TeacherLibrary
+) -> None:
+    service = TeacherService.connect(library.root)
+    assert service.acquire("run", TeacherRef("alpha")).adopted
+    service.release("run")
+    assert ask(http, "alpha", random_clips(0)).status_code == 200
+
+
+def test_without_teachers_the_gateway_lives_is_not_ready_and_says_so(
+    http: httpx.Client, library: TeacherLibrary
+) -> None:
+    """Comes last: it ends the teachers."""
+    TeacherService.connect(library.root).delete()
+    wait_for_status(http, "/readyz", 503)
+    assert http.get("/healthz").status_code == 200
+    answer = ask(http, "alpha", random_clips(0))
+    assert (answer.status_code, answer.json()["error"]) == (503, "TeacherUnavailable")
+    assert int(answer.headers["Retry-After"]) > 0

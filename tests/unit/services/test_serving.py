@@ -1,0 +1,64 @@
+"""The builders that Serve configs name. Nothing is deployed here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services import serving
+from services.asking import GatewayOptions
+from teacher_server import app
+from teacher_server.app import DeployOptions
+from teacher_server.errors import BadQuery
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRECEPTOR_HOME", "/preceptor")
+    monkeypatch.delenv("PRECEPTOR_TOKEN", raising=False)
+
+
+def deployment(application: Any) -> Any:
+    return application._bound_deployment
+
+
+def test_a_config_file_gets_the_deployment_that_the_roster_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The roster's own call of Serve is caught and compared."""
+    targets: list[Any] = []
+    monkeypatch.setattr(app.serve, "start", lambda **_: None)
+    monkeypatch.setattr(app.serve, "run_many", lambda found, **_: targets.extend(found))
+    app.deploy_app("/preceptor/teachers", DeployOptions(2, 3.0, 0.0))
+    (target,) = targets
+    theirs, ours = deployment(target.target), deployment(serving.teachers({"num_replicas": 2, "num_cpus": 3}))
+    assert target.name == app.APP_NAME
+    assert ours.init_args == theirs.init_args == ("/preceptor/teachers", DeployOptions(2, 3.0, 0.0))
+    assert ours.func_or_class is theirs.func_or_class
+    assert ours.name == theirs.name
+    assert ours._deployment_config == theirs._deployment_config
+    assert ours.ray_actor_options == theirs.ray_actor_options
+
+
+def test_the_gateway_takes_its_token_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert deployment(serving.gateway({})).init_args == ("/preceptor/teachers", GatewayOptions())
+    monkeypatch.setenv("PRECEPTOR_TOKEN", "secret")
+    _, options = deployment(serving.gateway({"require_token": True, "library": "/elsewhere"})).init_args
+    assert options.token == "secret"
+
+
+def test_a_gateway_that_must_have_a_token_is_not_built_without() -> None:
+    with pytest.raises(BadQuery, match="PRECEPTOR_TOKEN is not set"):
+        serving.gateway({"require_token": True})
+
+
+def test_a_library_in_the_config_replaces_the_one_of_the_home() -> None:
+    assert deployment(serving.gateway({"library": "/elsewhere"})).init_args[0] == str(Path("/elsewhere"))
+    assert deployment(serving.teachers({"library": "/elsewhere"})).init_args[0] == "/elsewhere"
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(BadQuery, match="replicas: Extra inputs"):
+        serving.teachers({"replicas": 2})
+    with pytest.raises(BadQuery, match="num_cpus"):
+        serving.teachers({"num_cpus": "many"})
