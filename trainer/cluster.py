@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _OBJECT_STORE_BYTES = 512 * 2**20
 _PRIVATE_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # fit() returns two of these after the training function
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more, and one machine is not taken away in part
 }
 

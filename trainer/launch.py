@@ -1,6 +1,6 @@
 """Starts a run: cluster, teacher service, Ray Train workers; watches it, and ends it cleanly.
 
-    main thread: ray.init -> teachers -> [fit() in a thread] -> follow metrics.jsonl until outcome.json -> report
+    main thread: ray.init -> teachers -> [fit() in a thread] -> follow metrics.jsonl until outcome.json -> fit() returns
     Ctrl-C / SIGTERM: the file `stop` appears in the run's folder; the workers save after their step and end.
 
 The only module that imports ray.train.
@@ -43,6 +43,7 @@ from trainer.teaching import BoundTeacher, InputKind
 
 _POLL_S = 0.2
 _STOP_LIMIT_S = 8.0  # after a stop was asked for: longer than a step and a checkpoint, less than people wait
+_FIT_RETURN_S = 15.0  # measured: 1 to 4.5 s after the last worker's function
 _LEASE_JOIN_S = 2.0  # a renewal under way takes milliseconds
 _WORKER_RESTARTS = 3
 
@@ -133,7 +134,10 @@ def _input_kind(config: RunConfig, service: TeacherService, cluster: Cluster) ->
 
 
 def _fit_and_follow(job: _Job, run: RunFolder, progress: Progress) -> Outcome:
-    """fit() runs in a thread, because it returns seconds after the work is done and saves nothing on Ctrl-C."""
+    """fit() runs in a thread, because under Ctrl-C it would end the workers before they have saved.
+
+    It must have returned before Ray is shut down: a Ray call after that ends the process.
+    """
     errors: list[Exception] = []
     fit = threading.Thread(target=_fit, args=(job, errors), name="fit", daemon=True)
     fit.start()
@@ -143,6 +147,7 @@ def _fit_and_follow(job: _Job, run: RunFolder, progress: Progress) -> Outcome:
         outcome = run.read_outcome()
         if outcome is not None:
             progress.update()
+            fit.join(timeout=_FIT_RETURN_S)
             return Outcome(**outcome)
         if not fit.is_alive():
             reason = _first_line(errors[0]) if errors else "the workers ended without a result"
