@@ -73,6 +73,8 @@ def _join(address: str) -> None:
 
 
 def _start_private(config: RunConfig) -> None:
+    # Ray's own default, token authentication, is what we want: no warning that it is on.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     for name, value in _PRIVATE_SETTINGS.items():
         os.environ.setdefault(name, value)
     wanted = config.num_workers * config.threads + config.teacher_replicas * config.teacher_cpus

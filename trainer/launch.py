@@ -25,14 +25,14 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from teacher_server.deployment import DeployOptions, TeacherService
-from teacher_server.errors import TeacherError
 from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
-from teacher_server.roster import LEASE_TTL_S, Roster
+from teacher_server.roster import Roster
 from trainer.cluster import Cluster, check_free, connected
 from trainer.collective import Collective
 from trainer.config import RunConfig
 from trainer.errors import TrainingFailed
+from trainer.lease import TeacherLease
 from trainer.loader import TeacherSignal
 from trainer.loop import Outcome, Trainer
 from trainer.metrics import StudentMetrics
@@ -44,7 +44,6 @@ from trainer.teaching import BoundTeacher, InputKind
 _POLL_S = 0.2
 _STOP_LIMIT_S = 8.0  # after a stop was asked for: longer than a step and a checkpoint, less than people wait
 _FIT_RETURN_S = 15.0  # measured: 1 to 4.5 s after the last worker's function
-_LEASE_JOIN_S = 2.0  # a renewal under way takes milliseconds
 _WORKER_RESTARTS = 3
 
 
@@ -65,13 +64,13 @@ def launch(plan: Plan, run: RunFolder, progress: Progress) -> Outcome:
     if config.num_workers == 0 and (config.teacher_ref is None or config.teacher_transport == "in_process"):
         with _stop_on_signals(run):
             return _in_this_process(_Job(plan, run.path, "pixels"), progress)
-    with connected(config) as cluster, _stop_on_signals(run), _teachers(plan, run, cluster) as input_kind:
+    with connected(config) as cluster, _stop_on_signals(run), _teachers(plan, run, cluster) as (input_kind, check):
         job = _Job(plan, run.path, input_kind)
         if config.num_workers == 0:
             return _in_this_process(job, progress)
         gpus = config.num_workers if plan.device == "cuda" else 0
         check_free(f"a run of {config.num_workers} worker(s)", CPU=config.num_workers * config.threads, GPU=gpus)
-        return _fit_and_follow(job, run, progress)
+        return _fit_and_follow(job, run, progress, check)
 
 
 @contextlib.contextmanager
@@ -92,48 +91,38 @@ def _stop_on_signals(run: RunFolder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _teachers(plan: Plan, run: RunFolder, cluster: Cluster) -> Iterator[InputKind]:
-    """The teacher service for the time of the run, deployed or adopted; yields what a question carries.
+def _teachers(plan: Plan, run: RunFolder, cluster: Cluster) -> Iterator[tuple[InputKind, Callable[[], None]]]:
+    """The teacher service for the time of the run, deployed or adopted. Yields what a question carries, and a check
+    that raises when the teachers could not be had.
 
-    A thread renews the lease, so that it outlasts a slow start, a long validation and the final evaluation.
+    On a cluster of its own, where nobody else takes the CPUs, teachers and students start at the same time.
     """
     config = plan.config
     ref = config.teacher_ref
     if ref is None or config.teacher_transport == "in_process":
-        yield "pixels"
+        yield "pixels", lambda: None
         return
-    service = TeacherService.connect(plan.library_root)
     options = DeployOptions(config.teacher_replicas, config.teacher_cpus, config.teacher_gpus)
-    service.acquire(run.run_id, ref, options)
-    ended = threading.Event()
-
-    def hold_lease() -> None:
-        while not ended.wait(LEASE_TTL_S / 4):
-            with contextlib.suppress(TeacherError):  # tried again; binding a block renews as well
-                if not service.renew(run.run_id):  # expired, after a long stall of this machine
-                    service.acquire(run.run_id, ref, options)
-
-    renewal = threading.Thread(target=hold_lease, name="lease", daemon=True)
-    renewal.start()
-    try:
-        yield _input_kind(config, service, cluster)
-    finally:
-        ended.set()
-        renewal.join(timeout=_LEASE_JOIN_S)
-        if not cluster.private:  # a private cluster ends with everything on it
-            service.release(run.run_id)
+    with TeacherLease(plan.library_root, run.run_id, ref, options) as lease:
+        if cluster.private:  # it ends with everything on it: nothing to release
+            yield _input_kind(config, all_here=config.teacher_gpus == 0), lease.check
+            return
+        replicas = lease.wait().describe()
+        here = bool(replicas) and all(r.node_id == cluster.node_id and r.device == "cpu" for r in replicas)
+        try:
+            yield _input_kind(config, all_here=here), lease.check
+        finally:
+            lease.release()
 
 
-def _input_kind(config: RunConfig, service: TeacherService, cluster: Cluster) -> InputKind:
+def _input_kind(config: RunConfig, *, all_here: bool) -> InputKind:
     """Views, unless all replicas render on this machine's CPUs: then pixels are rendered once and shared."""
     if config.teacher_input != "auto":
         return config.teacher_input
-    replicas = service.describe()
-    here = replicas and all(r.node_id == cluster.node_id and r.device == "cpu" for r in replicas)
-    return "pixels" if here else "views"
+    return "pixels" if all_here else "views"
 
 
-def _fit_and_follow(job: _Job, run: RunFolder, progress: Progress) -> Outcome:
+def _fit_and_follow(job: _Job, run: RunFolder, progress: Progress, check_teachers: Callable[[], None]) -> Outcome:
     """fit() runs in a thread, because under Ctrl-C it would end the workers before they have saved.
 
     It must have returned before Ray is shut down: a Ray call after that ends the process.
@@ -144,6 +133,7 @@ def _fit_and_follow(job: _Job, run: RunFolder, progress: Progress) -> Outcome:
     asked_at = 0.0
     while True:
         progress.update()
+        check_teachers()
         outcome = run.read_outcome()
         if outcome is not None:
             progress.update()

@@ -38,6 +38,7 @@ def sandbox() -> ModuleType:
 def ray_cluster() -> Iterator[None]:
     """A cluster of three CPUs that only this module uses; its processes end with it."""
     import ray
+    from ray import serve
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -51,4 +52,5 @@ def ray_cluster() -> Iterator[None]:
             runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
         )
         yield
+        serve.shutdown()  # forgets its controller too, which the next module's cluster does not have
         ray.shutdown()

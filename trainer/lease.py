@@ -1,0 +1,72 @@
+"""A run's claim on the teacher service, held by a thread: deploy or adopt, then renew until the run has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from teacher_server.deployment import DeployOptions, TeacherService
+from teacher_server.errors import TeacherError, TeacherUnavailable
+from teacher_server.protocol import TeacherRef
+from teacher_server.roster import LEASE_TTL_S
+
+_ACQUIRE_LIMIT_S = 150.0  # longer than the service's own limit, whose error says more
+_JOIN_S = 2.0  # a renewal under way takes milliseconds
+
+
+class TeacherLease:
+    """Use it as a context. The teachers are there after `wait`; on a cluster of its own a run need not wait, because
+    its questions are repeated until they are answered. It outlasts a long validation and the final evaluation."""
+
+    def __init__(self, library_root: Path, run_id: str, ref: TeacherRef, options: DeployOptions) -> None:
+        self._library_root = library_root
+        self._run_id = run_id
+        self._ref = ref
+        self._options = options
+        self._error: Exception | None = None
+        self._ready = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._hold, name="teacher-lease", daemon=True)
+
+    def __enter__(self) -> TeacherLease:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(timeout=_JOIN_S)
+
+    def check(self) -> None:
+        """Raises what went wrong in getting the teachers, if anything did. Does not wait."""
+        if self._error is not None:
+            raise self._error
+
+    def wait(self) -> TeacherService:
+        """Returns once the teachers answer. Raises TeacherError otherwise."""
+        if not self._ready.wait(_ACQUIRE_LIMIT_S):
+            raise TeacherUnavailable(str(self._ref), _ACQUIRE_LIMIT_S, "the teacher service did not start")
+        self.check()
+        return TeacherService.connect(self._library_root)
+
+    def release(self) -> None:
+        """Gives the lease back; the last one ends what a run started."""
+        TeacherService.connect(self._library_root).release(self._run_id)
+
+    def _hold(self) -> None:
+        """The thread's body."""
+        try:
+            service = TeacherService.connect(self._library_root)
+            service.acquire(self._run_id, self._ref, self._options)
+        except Exception as error:  # handed to the main thread, which raises it
+            self._error = error
+            return
+        finally:
+            self._ready.set()
+        while not self._ended.wait(LEASE_TTL_S / 4):
+            with contextlib.suppress(TeacherError):  # tried again; binding a block of steps renews as well
+                if not service.renew(self._run_id):  # expired, after a long stall of this machine
+                    service.acquire(self._run_id, self._ref, self._options)
