@@ -1,4 +1,4 @@
-"""Where everything that lasts lies: PRECEPTOR_HOME, with stores/, teachers/ and runs/ in it."""
+"""Where everything that lasts lies: PRECEPTOR_HOME, with datasets/, stores/, teachers/, runs/ and scrape/ in it."""
 
 from __future__ import annotations
 

@@ -13,15 +13,14 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 
 from data.atomic import write_atomic
 from data.home import home
+from trainer.children import ROOT
 from trainer.config import ConfigError, RunConfig
 
-ROOT = Path(__file__).resolve().parent.parent
 _OBJECT_STORE_BYTES = 512 * 2**20
 _PRIVATE_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",

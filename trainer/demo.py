@@ -5,20 +5,18 @@ python -m trainer.demo
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 from rich.console import Console
 
 from data.demo_store import make_demo_store
 from data.errors import DataError
 from data.home import runs_folder
+from trainer.children import run_all
 from trainer.compare import compare
 from trainer.runs import RunFolder
 
-_ROOT = Path(__file__).resolve().parent.parent
 _ARMS = {"scratch": "none", "kd": "r2plus1d"}
 
 
@@ -43,7 +41,7 @@ def main() -> int:
         run = _run_of(arm)
         command = training_command(teacher, run.run_id)
         console.rule(f"{arm}: {' '.join(command)}")
-        code = subprocess.run([sys.executable, *command[1:]], cwd=_ROOT, check=False).returncode
+        (code,) = run_all([command])
         if code != 0:
             return code
         runs.append(run.path)

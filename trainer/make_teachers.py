@@ -6,18 +6,14 @@ python -m trainer.make_teachers        about 25 minutes on two cores; stopped an
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 from data.demo_store import make_demo_store
 from data.home import runs_folder
 from teacher_server.library import BUNDLED, TeacherLibrary
 from teacher_server.zoo.names import ARCHITECTURES
+from trainer.children import run_all
 from trainer.export import export_teacher
 from trainer.runs import RunFolder
-
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 def training_command(arch: str) -> list[str]:
@@ -32,12 +28,9 @@ def main() -> None:
     """Trains what is not trained yet, all at once, then replaces the bundled teachers."""
     make_demo_store("full")
     runs = {arch: RunFolder(runs_folder() / f"teacher-{arch}") for arch in ARCHITECTURES}
-    processes = {
-        arch: subprocess.Popen([sys.executable, *training_command(arch)[1:]], cwd=_ROOT)
-        for arch in ARCHITECTURES
-        if not runs[arch].is_finished
-    }
-    failed = [arch for arch, process in processes.items() if process.wait() != 0]
+    missing = [arch for arch in ARCHITECTURES if not runs[arch].is_finished]
+    codes = run_all([training_command(arch) for arch in missing])
+    failed = [arch for arch, code in zip(missing, codes, strict=True) if code != 0]
     if failed:
         raise SystemExit(f"error: training of {', '.join(failed)} ended early: run this command again to go on")
     for arch in ARCHITECTURES:
