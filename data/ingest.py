@@ -33,6 +33,7 @@ from data.store import Skipped, StoreWriter
 
 Decoder = Callable[[Path, tuple[int, int]], NDArray[np.uint8]]
 TUPLE_SPANS = (46, 64)  # frames of a tuple in the presets paper and pcl
+_TUPLES = {46: "--clip-len 10 (the default)", 64: "--clip-len 16 (preset pcl)"}
 _SIDES = (16, 4096)
 _SHOWN = 20  # skipped videos that the summary names; the store keeps them all
 
@@ -211,7 +212,7 @@ def summary(report: IngestReport) -> list[str]:
     for span, count in zip(TUPLE_SPANS, report.num_short, strict=True):
         if count:
             lines.append(
-                f"  warning: {count} videos have fewer than {span} frames: too short for tuples of {span} frames"
+                f"  warning: {count} videos have fewer than {span} frames, which a tuple needs at {_TUPLES[span]}"
             )
     if report.skipped:
         lines.append(f"  skipped {len(report.skipped)} videos:")

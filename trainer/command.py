@@ -125,7 +125,7 @@ def _conclude(outcome: Outcome, plan: Plan, run: RunFolder, console: Console) ->
     if outcome.status != "finished":
         console.print(
             f"{outcome.status.replace('_', ' ')} after step {outcome.step}: {outcome.reason}; "
-            "saved, the same command goes on from here"
+            f"{'saved, ' if outcome.step else ''}the same command goes on from here"
         )
         return
     from data.store import ClipStore

@@ -41,7 +41,7 @@ class RunConfig:
     student: str = "r3d"
     """Architecture of the student: c3d, r3d or r2plus1d."""
     store: str = "demo"
-    """Clip store: a name under $PRECEPTOR_HOME/stores or a path. The built-in `demo` is made when it is missing."""
+    """Clip store: a name under $PRECEPTOR_HOME/stores (var/stores in a checkout) or a path; `demo` makes itself."""
 
     width: float = 0.125
     """Width multiplier of the student; 1.0 is the published network."""
@@ -138,7 +138,7 @@ class RunConfig:
     eval_tuples: int = 1
     """Tuples per test video and operation."""
     eval_clips: int = 4
-    """Clips per video for retrieval and probe; recipe paper has 10."""
+    """Clips per video for retrieval and probe (the papers of the field take 10)."""
     evaluate: bool = True
     """Evaluate at the end."""
 

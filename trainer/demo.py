@@ -40,12 +40,17 @@ def main() -> int:
     for arm, teacher in _ARMS.items():
         run = _run_of(arm)
         command = training_command(teacher, run.run_id)
-        console.rule(f"{arm}: {' '.join(command)}")
+        console.print(f"\n{arm}: {' '.join(command)}", highlight=False, soft_wrap=True)
         (code,) = run_all([command])
         if code != 0:
             return code
         runs.append(run.path)
     console.print(compare(runs, title="the same student, seed and views: scratch and with a teacher"))
+    console.print(
+        "one seed and a few epochs: look at the 95 % intervals in the reports before you read much into a difference",
+        highlight=False,
+        soft_wrap=True,
+    )
     for path in runs:
         console.print(f"report {RunFolder(path).report}", highlight=False, soft_wrap=True)
     console.print(f"{time.monotonic() - began:.0f} s in all", highlight=False)

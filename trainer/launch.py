@@ -20,6 +20,8 @@ from types import FrameType
 from typing import Any
 
 import ray
+import ray._private.state
+import ray._private.worker
 import ray.train
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -28,6 +30,7 @@ from teacher_server.deployment import DeployOptions, TeacherService
 from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.roster import Roster
+from trainer.checkpoint import newest_step
 from trainer.cluster import Cluster, check_free, connected
 from trainer.collective import Collective
 from trainer.config import RunConfig
@@ -42,7 +45,8 @@ from trainer.runs import RunFolder
 from trainer.teaching import BoundTeacher, InputKind
 
 _POLL_S = 0.2
-_STOP_LIMIT_S = 8.0  # after a stop was asked for: longer than a step and a checkpoint, less than people wait
+_STOP_LIMIT_S = 120.0  # after a stop was asked for: longer than any step and checkpoint; a second Ctrl-C ends at once
+_SAME_PRESS_S = 1.0  # `timeout` and shells may send one request twice
 _FIT_RETURN_S = 15.0  # measured: 1 to 4.5 s after the last worker's function
 _WORKER_RESTARTS = 3
 
@@ -75,12 +79,15 @@ def launch(plan: Plan, run: RunFolder, progress: Progress) -> Outcome:
 
 @contextlib.contextmanager
 def _stop_on_signals(run: RunFolder) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a stop; a second one ends at once. Installed after ray.init, which sets its own."""
+    """SIGINT and SIGTERM ask for a stop; a later one ends at once. Installed after ray.init, which sets its own."""
+    asked_at: list[float] = []
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        if run.stop_request.exists():
+        if asked_at and time.monotonic() - asked_at[0] > _SAME_PRESS_S:
             raise KeyboardInterrupt
-        run.stop_request.write_text(f"{signal.Signals(number).name}\n")
+        if not asked_at:
+            asked_at.append(time.monotonic())
+            run.stop_request.write_text(f"{signal.Signals(number).name}\n")
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -130,6 +137,23 @@ def _fit_and_follow(job: _Job, run: RunFolder, progress: Progress, check_teacher
     errors: list[Exception] = []
     fit = threading.Thread(target=_fit, args=(job, errors), name="fit", daemon=True)
     fit.start()
+    try:
+        outcome = _follow(run, progress, fit, errors, check_teachers)
+        if outcome.status != "stopped" or progress.has_steps:
+            fit.join(timeout=_FIT_RETURN_S)
+        return outcome
+    finally:
+        _end_fit(fit)
+
+
+def _follow(
+    run: RunFolder,
+    progress: Progress,
+    fit: threading.Thread,
+    errors: list[Exception],
+    check_teachers: Callable[[], None],
+) -> Outcome:
+    """Shows progress until the workers leave an outcome. Raises TrainingFailed when they end without one."""
     asked_at = 0.0
     while True:
         progress.update()
@@ -137,16 +161,35 @@ def _fit_and_follow(job: _Job, run: RunFolder, progress: Progress, check_teacher
         outcome = run.read_outcome()
         if outcome is not None:
             progress.update()
-            fit.join(timeout=_FIT_RETURN_S)
             return Outcome(**outcome)
         if not fit.is_alive():
             reason = _first_line(errors[0]) if errors else "the workers ended without a result"
             raise TrainingFailed(reason)
         if run.stop_request.exists():
-            asked_at = asked_at or time.monotonic()
+            if not progress.has_steps:  # the workers are only starting: there is nothing to save
+                return Outcome("stopped", newest_step(run.checkpoints), "stopped before a step was done")
+            if not asked_at:
+                asked_at = time.monotonic()
+                progress.say("stopping after this step; Ctrl-C again ends at once")
             if time.monotonic() - asked_at > _STOP_LIMIT_S:
                 raise TrainingFailed("the workers did not save in time; the newest checkpoint is kept")
         fit.join(timeout=_POLL_S)
+
+
+def _end_fit(fit: threading.Thread) -> None:
+    """Ends a fit() that still runs: its controller actor is killed, and fit() raises.
+
+    Ray must not be shut down before. ray.train offers no way to end it from another thread; what is used instead are
+    internals of the Ray version that we pin.
+    """
+    if not fit.is_alive():
+        return
+    job = ray.get_runtime_context().get_job_id()
+    for actor_id, actor in ray._private.state.actors().items():
+        if actor["ActorClassName"].endswith("TrainController") and actor["JobID"] == job:
+            core_worker = ray._private.worker.global_worker.core_worker
+            core_worker.kill_actor(ray.ActorID(bytes.fromhex(actor_id)), True)
+    fit.join(timeout=_FIT_RETURN_S)
 
 
 def _fit(job: _Job, errors: list[Exception]) -> None:

@@ -13,7 +13,7 @@ from teacher_server.protocol import TeacherRef
 from teacher_server.roster import LEASE_TTL_S
 
 _ACQUIRE_LIMIT_S = 150.0  # longer than the service's own limit, whose error says more
-_JOIN_S = 2.0  # a renewal under way takes milliseconds
+_JOIN_S = 60.0  # a renewal under way takes milliseconds, a deployment seconds
 
 
 class TeacherLease:
@@ -38,7 +38,7 @@ class TeacherLease:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join(timeout=_JOIN_S)
+        self._thread.join(timeout=_JOIN_S)  # a Ray call of the thread after Ray's shutdown would end the process
 
     def check(self) -> None:
         """Raises what went wrong in getting the teachers, if anything did. Does not wait."""

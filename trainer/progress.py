@@ -41,6 +41,11 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether a step was seen since this object was made."""
+        return self._seconds > 0.0
+
     def say(self, text: str) -> None:
         """A line that stays."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
