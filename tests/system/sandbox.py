@@ -125,6 +125,15 @@ class Sandbox:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=0.05)
 
+    def wait_for_process(self, name: str, process: subprocess.Popen[str]) -> None:
+        """Returns when a process of that title was started here; fails when the command ends before."""
+        deadline = time.monotonic() + START_LIMIT_S
+        while not any(name in " ".join(_title(each)) for each in self.processes()):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, f"no process {name}"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.05)
+
     def processes(self) -> list[psutil.Process]:
         """Living processes that were started in these surroundings, found by their environment."""
         found = []
@@ -142,6 +151,13 @@ class Sandbox:
 
     def kill_training_worker(self) -> None:
         """SIGKILL to the one Ray Train worker."""
-        workers = [p for p in self.processes() if "RayTrainWorker" in " ".join(p.cmdline())]
-        assert workers, [p.cmdline()[:1] for p in self.processes()]
+        workers = [p for p in self.processes() if "RayTrainWorker" in " ".join(_title(p))]
+        assert workers, [_title(p)[:1] for p in self.processes()]
         workers[0].send_signal(signal.SIGKILL)
+
+
+def _title(process: psutil.Process) -> list[str]:
+    """Its command line; empty for a process that has just ended."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []

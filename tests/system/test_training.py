@@ -93,6 +93,18 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bytes(sandbox: Mo
         assert box.logged_views("stopped") == box.logged_views("undisturbed")
 
 
+def test_ctrl_c_before_the_first_step_ends_at_once_and_cleanly(sandbox: ModuleType) -> None:
+    with sandbox.Sandbox() as box:
+        process = box.start_training("--teacher", "r3d", "--run-id", "early")
+        box.wait_for_process("TrainController", process)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)  # `timeout` sends it to the child and to its group
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, output
+        assert "stopped before a step was done" in output
+        box.assert_no_process_left()
+
+
 def test_a_killed_worker_is_restarted_and_ends_with_the_same_bytes(sandbox: ModuleType) -> None:
     with sandbox.Sandbox() as box:
         settings = ("--teacher", "none", "--epochs", "4", "--no-evaluate", "--checkpoint-every", "2")
