@@ -195,7 +195,7 @@ def test_validation_loss_that_does_not_fall_lowers_the_learning_rate(bench, conf
     monkeypatch.setattr("trainer.loop.pretext_accuracy", validation)
     run = bench.folder("run")
     config = dataclasses.replace(
-        config, epochs=3, batch_size=16, lr=0.1, plateau_patience=0, plateau_factor=0.5, min_lr=0.04
+        config, epochs=3, batch_size=16, lr=0.1, schedule="plateau", plateau_patience=0, plateau_factor=0.5, min_lr=0.04
     )
     bench.attempt(config, run)
     assert [line["lr"] for line in read_metrics(run.metrics).epochs] == [0.1, 0.05, 0.04]
