@@ -163,7 +163,7 @@ def _follow(
             progress.update()
             return Outcome(**outcome)
         if not fit.is_alive():
-            reason = _first_line(errors[0]) if errors else "the workers ended without a result"
+            reason = _last_line(errors[0]) if errors else "the workers ended without a result"
             raise TrainingFailed(reason)
         if run.stop_request.exists():
             if not progress.has_steps:  # the workers are only starting: there is nothing to save
@@ -277,7 +277,7 @@ def _connect_teacher(job: _Job, run: RunFolder) -> TeacherSignal | None:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     """The last non-empty line of Ray's long messages is the one that names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
