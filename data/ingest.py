@@ -150,7 +150,7 @@ class Ucf101:
     size: str = "128x171"
     """Height and width of the stored frames, pixels. The demo teachers take 64x86."""
     codec: Literal["raw", "jpeg"] = "raw"
-    """raw is read without a copy; jpeg takes about a tenth of the space and is far slower to read."""
+    """raw is read without a copy; jpeg takes a fifth of the space or less and is far slower to read."""
     workers: int | None = None
     """Decoding processes; by default one per core."""
     timeout_s: float = 60.0
