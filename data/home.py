@@ -1,4 +1,4 @@
-"""Where everything that lasts lies: PRECEPTOR_HOME, with datasets/, stores/, teachers/, runs/ and scrape/ in it."""
+"""Where everything that lasts lies: PRECEPTOR_HOME with datasets/, stores/, teachers/, ledgers/, runs/, scrape/."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def stores_folder() -> Path:
 def teachers_folder() -> Path:
     """The teacher library and the roster's file."""
     return home() / "teachers"
+
+
+def ledgers_folder() -> Path:
+    """Recorded answers, a ledger per teacher digest."""
+    return home() / "ledgers"
 
 
 def runs_folder() -> Path:

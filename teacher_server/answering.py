@@ -61,7 +61,11 @@ def check_query(query: TeacherQuery, card: TeacherCard) -> ClipShape:
     """Whether this teacher can answer; touches neither store nor pixels. Raises BadQuery with what was expected."""
     if query.views_per_item != card.views_per_item:
         raise BadQuery(f"{query.teacher} answers items of {card.views_per_item} views, got {query.views_per_item}")
-    shape = _shape_of_views(query) if query.pixels is None else ClipShape(*query.pixels.shape[1:4])
+    shape = ClipShape(*query.pixels.shape[1:4]) if query.pixels is not None else _shape_of_views(query)
+    if query.pixels is not None and query.views is not None:
+        views, count = _shape_of_views(query), len(query.view_batch())
+        if (views, count) != (shape, len(query.pixels)):
+            raise BadQuery(f"{len(query.pixels)} clips are {shape}, the {count} views that they come with {views}")
     if shape.clip_len < card.min_clip_len:
         raise BadQuery(f"{query.teacher} takes clips of at least {card.min_clip_len} frames, got {shape.clip_len}")
     if (shape.height, shape.width) != (card.crop, card.crop) and not card.resize:
@@ -105,10 +109,16 @@ def make_reply(
         teacher=teacher.teacher,
         digest=teacher.digest,
         temperature=query.temperature,
-        logits=answer.logits / np.float32(query.temperature),
+        logits=soften(answer.logits, query),
+        engine=teacher.engine,
         features=answer.features.copy() if query.want_features else None,
         seconds=seconds,
     )
+
+
+def soften(raw: NDArray[np.float32], query: TeacherQuery) -> NDArray[np.float32] | NDArray[np.float16]:
+    """Raw logits divided by the query's temperature, in float32 and then in the type that it asks for."""
+    return (raw / np.float32(query.temperature)).astype(query.dtype, copy=False)
 
 
 def parse_views(query: TeacherQuery) -> ViewBatch:

@@ -11,11 +11,14 @@ LibraryError, StoreError (repeating would not help). `submit` itself never waits
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from data.errors import DataError
 from teacher_server.errors import TeacherError
-from teacher_server.protocol import TeacherQuery, TeacherReply
+from teacher_server.promotion import GateFloors, Promotion
+from teacher_server.protocol import Binding, TeacherId, TeacherQuery, TeacherRef, TeacherReply
 
 MAX_QUEUED_CLIPS = 2048
 
@@ -41,6 +44,66 @@ class TeacherClient(Protocol):
 
     def close(self) -> None:
         """Frees what the client holds; pending replies may then fail as TeacherUnavailable."""
+        ...
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """binding: the teacher that the run's next block would get; `bind` records it. adopted: the app ran already."""
+
+    binding: Binding
+    adopted: bool
+
+
+class RunControl(Protocol):
+    """What a run needs of the roster, through Ray (teacher_server.deployment) or HTTP (teacher_server.http_client)."""
+
+    def acquire(self, run: str, ref: TeacherRef) -> Acquired:
+        """A lease for this run; returns when the teachers have loaded what it needs."""
+        ...
+
+    def bind(self, run: str, ref: TeacherRef, block: int) -> Binding:
+        """Which version the steps of a block use: the same answer for every rank, durable before it is given."""
+        ...
+
+    def restore(self, run: str, bindings: Sequence[Binding], highest_block: int) -> None:
+        """Puts a run's timeline back from its checkpoint, unless the roster has a record of that run."""
+        ...
+
+    def timeline(self, run: str) -> list[Binding]:
+        """What the run was bound to so far: one binding for each change, `block` its first block."""
+        ...
+
+    def renew(self, run: str) -> bool:
+        """Keeps the run's lease; False when it ran out and must be acquired again."""
+        ...
+
+    def release(self, run: str) -> None:
+        """Ends the run's lease. Releasing twice does no harm."""
+        ...
+
+
+class OperatorControl(Protocol):
+    """What an operator may change."""
+
+    def promote(
+        self, name: str, version: int, who: str, *, floors: GateFloors | None = None, expected: int | None = None
+    ) -> Promotion:
+        """Points an alias at another version: prepare, gate, commit. expected: the version that it must point to now.
+
+        Raises TeacherMismatch, AliasMoved, GateRefused, OverBudget, LibraryError, UnknownTeacher; nothing has changed.
+        """
+        ...
+
+    def rollback(self, name: str, who: str, *, expected: int | None = None) -> Promotion:
+        """Points an alias back at the version that it had before its last change; without a gate."""
+        ...
+
+    def evict(self, teacher: TeacherId, who: str) -> int:
+        """Unloads a version everywhere once its questions are answered; the number of replicas that held it.
+
+        Raises TeacherInUse when an alias or a live run needs it.
+        """
         ...
 
 

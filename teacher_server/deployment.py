@@ -21,10 +21,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from teacher_server.app import DeployOptions
 from teacher_server.client import ServeTeacherClient, one_line, typed_cause
+from teacher_server.contract import Acquired
 from teacher_server.errors import LibraryError, TeacherUnavailable
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
 from teacher_server.replica_state import ReplicaState
-from teacher_server.roster_actor import Acquired, roster_handle
+from teacher_server.roster_actor import roster_handle
 
 __all__ = ["Acquired", "DeployOptions", "TeacherService"]
 

@@ -8,7 +8,13 @@
     ├── UnknownTeacher             no such name or version in the library
     ├── TeacherMismatch            the card does not fit the run
     ├── NoCapacity                 the cluster has no room for a teacher replica
+    ├── OverBudget                 the replica's memory budget has no room for that version
+    ├── TeacherInUse               an alias or a live run is bound to the version that should go
+    ├── AliasMoved                 the alias points elsewhere than the caller believed
+    ├── GateRefused                the new version is too far from the old one
     ├── LibraryError               files on disk are missing, damaged or of another format
+    ├── LedgerError                a ledger is damaged, or was recorded from something else
+    ├── NotInLedger                the ledger has no answer to this question
     ├── BadQuery                   the question itself is wrong
     └── BadReply                   an answer from another version, of another shape or temperature, or not finite
 
@@ -80,6 +86,79 @@ class TeacherMismatch(TeacherError):
 
 class NoCapacity(TeacherError):
     """The cluster cannot hold the teacher service. Argument: what is missing, and what to do."""
+
+
+class OverBudget(TeacherError):
+    """Arguments: the teacher, bytes that it takes, bytes in use, the budget in bytes."""
+
+    def __init__(self, teacher: str, needed: int, used: int, budget: int) -> None:
+        super().__init__(teacher, needed, used, budget)
+
+    def __str__(self) -> str:
+        teacher, *sizes = self.args
+        needed, used, budget = (size / 2**20 for size in sizes)
+        return (
+            f"{teacher} takes {needed:.1f} MiB, {used:.1f} of the replica's budget of {budget:.1f} MiB are in use: "
+            "evict a version that nobody needs (preceptor teacher evict), or deploy with a larger budget"
+        )
+
+
+class TeacherInUse(TeacherError):
+    """Arguments: the teacher, who needs it."""
+
+    def __init__(self, teacher: str, users: tuple[str, ...]) -> None:
+        super().__init__(teacher, users)
+
+    def __str__(self) -> str:
+        teacher, users = self.args
+        return f"{teacher} is needed by {', '.join(users)}: it stays"
+
+
+class AliasMoved(TeacherError):
+    """Arguments: the alias, the version that was expected, the version that it points to (None: no such alias)."""
+
+    def __init__(self, name: str, expected: int, found: int | None) -> None:
+        super().__init__(name, expected, found)
+
+    def __str__(self) -> str:
+        name, expected, found = self.args
+        return f"alias {name} was expected at version {expected}, it points to {found}: look again and decide anew"
+
+
+class GateRefused(TeacherError):
+    """Arguments: the new version, the reasons as sentences."""
+
+    def __init__(self, teacher: str, reasons: tuple[str, ...]) -> None:
+        super().__init__(teacher, reasons)
+
+    def __str__(self) -> str:
+        teacher, reasons = self.args
+        return f"{teacher} was not promoted: {'; '.join(reasons)}"
+
+
+class LedgerError(TeacherError):
+    """Arguments: path, what is wrong."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+
+    def __str__(self) -> str:
+        path, reason = self.args
+        return f"ledger {path}: {reason}"
+
+
+class NotInLedger(TeacherError):
+    """Arguments: path, items without an answer, items asked for."""
+
+    def __init__(self, path: str, missing: int, asked: int) -> None:
+        super().__init__(path, missing, asked)
+
+    def __str__(self) -> str:
+        path, missing, asked = self.args
+        return (
+            f"ledger {path} has no answer to {missing} of {asked} items: record them first (--ledger auto), with the "
+            "same store, view seed and --views-per-video"
+        )
 
 
 class LibraryError(TeacherError):

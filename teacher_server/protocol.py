@@ -1,7 +1,7 @@
 """What a client and a teacher replica say to each other. Needs neither torch, Ray nor fastapi.
 
-    TeacherQuery  {request id, teacher@version, views | pixels, temperature, run}  client -> replica
-    TeacherReply  {request id, teacher@version, digest, temperature, logits, seconds by phase}  replica -> client
+    TeacherQuery  {request id, teacher@version, views and/or pixels, temperature, run}  client -> replica
+    TeacherReply  {request id, teacher@version, digest, engine, temperature, logits, seconds}  replica -> client
 
 Axis letters: N clips, I items (N = I * views per item), K classes, D features.
 """
@@ -11,12 +11,16 @@ from __future__ import annotations
 import re
 import uuid
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.views import ViewBatch
 from teacher_server.errors import BadQuery, BadReply
+
+LogitsDtype = Literal["float32", "float16"]
+MAX_WEIGHT = 100.0
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _REF_PATTERN = re.compile(rf"({NAME_PATTERN.pattern})(?:@([1-9][0-9]{{0,8}}))?")
@@ -81,11 +85,14 @@ class Binding:
 
 @dataclass(frozen=True)
 class TeacherQuery:
-    """A question about items, either as packed views of a store or as rendered pixels; exactly one of the two.
+    """A question about items: packed views of a store, rendered pixels, or both.
 
-    views: `ViewBatch.to_bytes()`, with `store` the store's absolute path. pixels: uint8 [N, T, H, W, 3].
+    views: `ViewBatch.to_bytes()`, with `store` the store's absolute path; they say what the question is about, so that
+    equal questions can share an answer and answers can be recorded. pixels: uint8 [N, T, H, W, 3]; where they are
+    there they are what is answered, and nothing is rendered. With both, they are the pixels of these views.
     views_per_item: 3 for a pretext head, 1 for an action head. temperature: > 0, the reply's logits are divided by it.
-    timeout_s: seconds after its arrival at which the replica may drop the question unanswered.
+    dtype: of the reply's logits. timeout_s: seconds after its arrival at which the replica may drop the question
+    unanswered. weight: the run's share of a busy replica, relative to those of other runs.
     """
 
     request_id: str
@@ -97,17 +104,21 @@ class TeacherQuery:
     store: str | None = None
     pixels: NDArray[np.uint8] | None = None
     want_features: bool = False
+    dtype: LogitsDtype = "float32"
     timeout_s: float = 30.0
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if (self.views is None) == (self.pixels is None):
-            raise BadQuery(
-                "a query carries either views or pixels, got " + ("neither" if self.views is None else "both")
-            )
+        if self.views is None and self.pixels is None:
+            raise BadQuery("a query carries views, pixels or both, got neither")
         if self.views is not None and not self.store:
             raise BadQuery("a query with views names the store that they were drawn from")
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise BadQuery(f"temperature must be a finite number > 0, got {self.temperature}")
+        if self.dtype not in ("float32", "float16"):
+            raise BadQuery(f"dtype must be float32 or float16, got {self.dtype!r}")
+        if not 0 < self.weight <= MAX_WEIGHT:
+            raise BadQuery(f"weight must be > 0 and at most {MAX_WEIGHT:g}, got {self.weight}")
         if self.views_per_item < 1:
             raise BadQuery(f"views_per_item must be at least 1, got {self.views_per_item}")
         if self.pixels is not None:
@@ -123,7 +134,7 @@ class TeacherQuery:
     def view_batch(self) -> ViewBatch:
         """The packed views as a batch. Raises ViewError when they are damaged, BadQuery when there are none."""
         if self.views is None:
-            raise BadQuery("this query carries pixels, not views")
+            raise BadQuery("this query carries pixels only, no views")
         return ViewBatch.from_bytes(self.views)
 
 
@@ -145,16 +156,18 @@ class PhaseSeconds:
 
 @dataclass(frozen=True)
 class TeacherReply:
-    """Softened logits (raw / temperature), float32 [I, K], and who made them.
+    """Softened logits (raw / temperature) [I, K] in the query's dtype, and who made them.
 
-    digest: sha256 (64 hex digits) over weights, card and architecture version. features: float32 [I, D] or None.
+    digest: sha256 (64 hex digits) over weights, card and architecture version. engine: on what they were computed, for
+    example "cpu"; equal questions to one digest on one engine have equal answers. features: float32 [I, D] or None.
     """
 
     request_id: str
     teacher: TeacherId
     digest: str
     temperature: float
-    logits: NDArray[np.float32]
+    logits: NDArray[np.float32] | NDArray[np.float16]
+    engine: str
     features: NDArray[np.float32] | None = None
     seconds: PhaseSeconds = PhaseSeconds()
 
@@ -173,8 +186,13 @@ def check_reply(query: TeacherQuery, reply: TeacherReply, *, digest: str, num_cl
         )
     if reply.logits.shape != (num_items, num_classes):
         raise BadReply(f"expected logits [{num_items}, {num_classes}], {reply.teacher} sent {list(reply.logits.shape)}")
-    if not np.isfinite(reply.logits).all():
-        raise BadReply(f"{reply.teacher} answered with logits that are not finite")
+    if reply.logits.dtype != query.dtype:
+        raise BadReply(f"asked for {query.dtype} logits, {reply.teacher} sent {reply.logits.dtype}")
+    if query.want_features and (reply.features is None or len(reply.features) != num_items):
+        raise BadReply(f"asked for features of {num_items} items, {reply.teacher} sent none or another number")
+    for name, numbers in (("logits", reply.logits), ("features", reply.features)):
+        if numbers is not None and not np.isfinite(numbers).all():
+            raise BadReply(f"{reply.teacher} answered with {name} that are not finite")
     return reply
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +19,7 @@ from ray.serve.exceptions import RayServeException
 from teacher_server import app
 from teacher_server.app import DeployOptions
 from teacher_server.client import APP_NAME
+from teacher_server.contract import Acquired
 from teacher_server.errors import LibraryError, TeacherError, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
@@ -32,14 +32,6 @@ SWEEP_PERIOD_S = 15.0
 
 _Result = TypeVar("_Result")
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Acquired:
-    """binding: the teacher that the run's next block would get; `bind` records it. adopted: the app ran already."""
-
-    binding: Binding
-    adopted: bool
 
 
 class RosterActor:

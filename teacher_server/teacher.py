@@ -87,6 +87,11 @@ class FrozenTeacher:
         teacher.self_test(str(entry.weights))
         return teacher
 
+    @property
+    def engine(self) -> str:
+        """On what answers are computed. The same digest gives the same bytes on one engine only."""
+        return self.device.type
+
     def answer(self, pixels_NTHW3: NDArray[np.uint8]) -> TeacherAnswer:
         """Logits and features for whole items; any number of them. Raises BadQuery for pixels that do not fit."""
         self.check_pixels(pixels_NTHW3.shape)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.views import REMOTE, SEGMENT_COPY, Augment, ClipSpec
-from teacher_server.protocol import TeacherRef
+from teacher_server.protocol import MAX_WEIGHT, TeacherRef
 from teacher_server.zoo.names import ARCHITECTURES
 
 NO_TEACHER = "none"
@@ -24,7 +24,8 @@ _SMALLEST_CROP = 32
 _LARGEST_WIDTH = 4.0
 _DO_NOT_IDENTIFY = (  # they change how a run is done, and no number of it
     "run_id", "resume", "log_views", "checkpoint_every", "prefetch", "teacher_timeout_s", "teacher_budget_s",
-    "teacher_transport", "teacher_input", "teacher_replicas", "teacher_cpus", "teacher_gpus",
+    "teacher_transport", "gateway", "teacher_input", "teacher_replicas", "teacher_max_replicas", "teacher_cpus",
+    "teacher_gpus", "teacher_memory_mb", "teacher_weight", "on_teacher_loss", "ledger", "teacher_timeline",
 )  # fmt: skip
 
 
@@ -91,6 +92,8 @@ class RunConfig:
     """Seed of the student's weights."""
     view_seed: int = 0
     """Seed of the views: frames, crops, jitter, pretext operations, and the order of the epochs."""
+    views_per_video: int = 0
+    """Epochs cycle over so many view sets, so that later ones can be replayed from a ledger; 0: always new views."""
 
     contrast: bool = True
     """The contrastive term is on."""
@@ -109,16 +112,34 @@ class RunConfig:
     """CPU threads of each worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where students run."""
-    teacher_transport: Literal["serve", "in_process"] = "serve"
-    """serve: teachers run on Ray Serve. in_process: a copy in every worker, for comparison and debugging."""
+    teacher_transport: Literal["serve", "http", "in_process"] = "serve"
+    """serve: teachers run on this cluster's Ray Serve. http: on another cluster, behind --gateway. in_process: a copy
+    in every worker, for comparison and debugging."""
+    gateway: str = ""
+    """URL of the gateway for --teacher-transport http; a token is taken from PRECEPTOR_TOKEN."""
     teacher_input: Literal["auto", "views", "pixels"] = "auto"
-    """What a question carries; auto sends pixels to teachers on this machine's CPUs and views to all others."""
+    """What a question carries; auto adds pixels for teachers on this machine's CPUs and sends views to all others."""
+    teacher_dtype: Literal["float32", "float16"] = "float32"
+    """Type of the logits in a reply."""
     teacher_replicas: int = 1
-    """Replicas to deploy, if no teacher service runs yet."""
+    """Replicas to deploy, if no teacher service runs yet; the least there are when their number adapts."""
+    teacher_max_replicas: int = 0
+    """Most replicas that Serve may add while clips queue up; 0 keeps their number fixed."""
     teacher_cpus: float = 1.0
     """CPUs of each replica."""
     teacher_gpus: float = 0.0
     """GPUs of each replica."""
+    teacher_memory_mb: int = 2048
+    """Memory of each replica for resident teachers, in MiB."""
+    teacher_weight: float = 1.0
+    """Share of a busy replica that this run gets, relative to other runs."""
+    teacher_timeline: str = ""
+    """Replay the teacher versions of another run: its result.json, or a JSON list of {first_step, teacher, digest}."""
+    on_teacher_loss: Literal["wait", "skip", "replay"] = "wait"
+    """When no teacher answers within its budget. wait: save and end. skip: train without the distillation term and
+    count it. replay: go on with what the ledger holds."""
+    ledger: Literal["off", "record", "replay", "auto"] = "off"
+    """Recorded answers. record: ask and write down. replay: only read. auto: read, and ask for what is missing."""
     prefetch: int = 2
     """Questions in flight per worker."""
     teacher_timeout_s: float = 30.0
@@ -204,16 +225,21 @@ def from_json(fields: dict[str, Any]) -> RunConfig:
 
 
 _POSITIVE = ("width", "clip_len", "crop", "epochs", "lr", "contrast_temperature", "temperature", "threads")
-_POSITIVE_TOO = ("teacher_replicas", "prefetch", "teacher_timeout_s", "teacher_budget_s", "eval_tuples", "eval_clips")
+_POSITIVE_TOO = ("teacher_replicas", "prefetch", "teacher_timeout_s", "teacher_budget_s", "eval_tuples", "eval_clips",
+                 "teacher_memory_mb", "teacher_weight")  # fmt: skip
 _NOT_NEGATIVE = ("interval", "max_steps", "momentum", "weight_decay", "alpha", "kd_weight", "num_workers")
-_NOT_NEGATIVE_TOO = ("checkpoint_every", "teacher_cpus", "teacher_gpus", "min_lr", "plateau_patience")
+_NOT_NEGATIVE_TOO = ("checkpoint_every", "teacher_cpus", "teacher_gpus", "min_lr", "plateau_patience",
+                     "views_per_video", "teacher_max_replicas")  # fmt: skip
 _CHOICES = {
     "student": ARCHITECTURES,
     "modality": ("res", "rgb"),
     "shuffle": ("segment_copy", "remote"),
     "schedule": ("plateau", "cosine"),
     "device": ("auto", "cpu", "cuda"),
-    "teacher_transport": ("serve", "in_process"),
+    "teacher_transport": ("serve", "http", "in_process"),
+    "teacher_dtype": ("float32", "float16"),
+    "on_teacher_loss": ("wait", "skip", "replay"),
+    "ledger": ("off", "record", "replay", "auto"),
     "teacher_input": ("auto", "views", "pixels"),
     "resume": ("auto", "never"),
 }
@@ -238,5 +264,16 @@ def _check(config: RunConfig) -> None:
         raise ConfigError(f"width must be at most {_LARGEST_WIDTH:g}, as on a teacher's card, got {config.width}")
     if config.batch_size < max(2, config.num_workers):
         raise ConfigError(f"batch_size must be at least 2 and at least a tuple per worker, got {config.batch_size}")
+    if (config.teacher_transport == "http") != bool(config.gateway):
+        raise ConfigError("--teacher-transport http and --gateway URL belong together")
+    if config.teacher_weight > MAX_WEIGHT:
+        raise ConfigError(f"teacher_weight must be at most {MAX_WEIGHT:g}, got {config.teacher_weight}")
+    if config.teacher_max_replicas and config.teacher_max_replicas < config.teacher_replicas:
+        raise ConfigError(
+            f"teacher_max_replicas must be at least teacher_replicas, "
+            f"got {config.teacher_max_replicas} < {config.teacher_replicas}"
+        )
+    if config.on_teacher_loss == "replay" and config.ledger == "off":
+        raise ConfigError("--on-teacher-loss replay goes on with a ledger: add --ledger auto or record")
     if not 0 <= config.seed < 2**63 or not 0 <= config.view_seed < 2**63:
         raise ConfigError(f"seeds must lie between 0 and 2**63, got {config.seed} and {config.view_seed}")

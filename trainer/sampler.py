@@ -100,11 +100,12 @@ class Sampler:
         if self._epoch_views is None or epoch != self._epoch:
             config = self._config
             order = epoch_order(self._videos, self._rows, view_seed=config.view_seed, epoch=epoch)
+            view_set = epoch % config.views_per_video if config.views_per_video else epoch
             self._epoch_views = draw_tuples(
                 self._videos,
                 order,
                 view_seed=config.view_seed,
-                epoch=epoch,
+                epoch=view_set,
                 spec=config.clip_spec,
                 augment=config.augmentation,
                 any_swap=config.any_swap,

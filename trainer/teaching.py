@@ -74,7 +74,7 @@ class BoundTeacher:
     def get(self) -> TeacherAnswer:
         """The answer to the oldest open question; see retry.Prefetcher.get for what it raises."""
         reply = self._prefetcher.get()
-        return TeacherAnswer(reply.logits, self._bindings.popleft())
+        return TeacherAnswer(reply.logits.astype(np.float32, copy=False), self._bindings.popleft())
 
     def close(self) -> None:
         """Cancels what is in flight and closes the client."""

@@ -145,6 +145,7 @@ def reply_to(query: TeacherQuery, **changes: Any) -> TeacherReply:
         "digest": DIGEST,
         "temperature": query.temperature,
         "logits": np.zeros((2, 5), np.float32),
+        "engine": "cpu",
     }
     return TeacherReply(**(values | changes))
 

@@ -57,7 +57,6 @@ def test_a_teacher_id_needs_a_version() -> None:
     ("changes", "match"),
     [
         ({}, "neither"),
-        ({"pixels": PIXELS, "views": b"", "store": "/s"}, "both"),
         ({"views": b"x"}, "names the store"),
         ({"pixels": PIXELS, "temperature": 0.0}, "temperature"),
         ({"pixels": PIXELS, "temperature": float("nan")}, "temperature"),
