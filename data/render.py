@@ -35,6 +35,7 @@ from data.views import JITTER_ORDERS, QUADRANT_ORDERS, SEGMENT_SWAPS, Pretext, V
 Frame = NDArray[np.float32]  # [H, W, 3], after graying [H, W]; values in [0, 255]
 Step = Callable[[Frame], Frame]
 
+RENDERER = "cpu-1"  # recorded with answers: give it another number with every change that changes any pixel
 _WHITE = 255.0
 _LUMA = np.array([[0.2989, 0.587, 0.114]], dtype=np.float32)  # torchvision's rgb_to_grayscale
 _JITTER_FIELDS = ("brightness", "contrast", "saturation", "hue")  # in the numbering of JITTER_ORDERS
@@ -66,6 +67,14 @@ def render_batch(frames: Sequence[NDArray[np.uint8]], batch: ViewBatch) -> NDArr
     frames: for each view its stored frames. Raises ViewError when their number is not the batch's, or the views
     differ in clip length or crop size.
     """
+    out = np.empty((len(batch), *check_renderable(frames, batch), 3), dtype=np.uint8)
+    for clip, stored, view in zip(out, frames, batch.records, strict=True):
+        _render_into(clip, stored, view)
+    return out
+
+
+def check_renderable(frames: Sequence[NDArray[np.uint8]], batch: ViewBatch) -> tuple[int, int, int]:
+    """(clip_len, crop_h, crop_w) of all views. Raises ViewError as render_batch does."""
     if len(frames) != len(batch):
         raise ViewError(f"{len(batch)} views need as many clips of stored frames, got {len(frames)}")
     shapes = np.unique(batch.records[["clip_len", "crop_h", "crop_w"]])
@@ -73,10 +82,8 @@ def render_batch(frames: Sequence[NDArray[np.uint8]], batch: ViewBatch) -> NDArr
         raise ViewError(f"views rendered together share (clip_len, crop_h, crop_w), got {shapes.tolist()}")
     for stored, view in zip(frames, batch.records, strict=True):
         _check(stored, view)
-    out = np.empty((len(batch), *shapes[0].item(), 3), dtype=np.uint8)
-    for clip, stored, view in zip(out, frames, batch.records, strict=True):
-        _render_into(clip, stored, view)
-    return out
+    clip_len, crop_h, crop_w = shapes[0].item()
+    return clip_len, crop_h, crop_w
 
 
 def _render_into(out_THW3: NDArray[np.uint8], frames_THW3: NDArray[np.uint8], view: np.void) -> None:

@@ -2,6 +2,8 @@
 
     FrozenTeacher.load(entry).answer(pixels) -> TeacherAnswer(logits, features)
 
+    pixels -> chunks of the card's size -> prepare -> backbone (card's precision) -> head (float32)
+
 Every forward pass has the card's fixed number of items; a short last chunk is padded with its own first item. So the
 shapes that the kernels see never change, and an answer depends on nothing but its own pixels: not on neighbours in
 the chunk, on the position, or on the padding.
@@ -16,20 +18,22 @@ Axis letters: N clips, I items, T frames, H, W, K classes, D features.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 
 from data.prepare import prepare
-from teacher_server.card import TeacherCard
-from teacher_server.errors import BadQuery, LibraryError
+from teacher_server.backbone import FrozenBackbone
+from teacher_server.card import Card, TeacherCard
+from teacher_server.errors import BadQuery, LibraryError, TeacherError
 from teacher_server.library import TeacherEntry
 from teacher_server.protocol import TeacherId
+from teacher_server.weights import build_teacher_network, load_network
 from teacher_server.zoo.names import ARCH_VERSION
 from teacher_server.zoo.network import VideoNetwork
 
@@ -41,9 +45,54 @@ class TeacherAnswer:
     logits: NDArray[np.float32]
     features: NDArray[np.float32]
 
+    def take(self, items: Sequence[int]) -> TeacherAnswer:
+        """The answer about these items, in their order."""
+        return TeacherAnswer(self.logits[list(items)], self.features[list(items)])
+
+    def equals(self, other: TeacherAnswer) -> bool:
+        """Whether all numbers are the same, to the bit."""
+        return np.array_equal(self.logits, other.logits) and np.array_equal(self.features, other.features)
+
+
+class Teacher(Protocol):
+    """Whatever answers: one network, or several as one. Threads may share it.
+
+    digest: the teacher digest, 64 hex digits. teacher_server.ensemble.load_teacher makes either kind.
+    """
+
+    teacher: TeacherId
+    digest: str
+
+    @property
+    def card(self) -> Card:
+        """What it takes and what it answers with."""
+        ...
+
+    @property
+    def engine(self) -> str:
+        """On what answers are computed. The same digest gives the same bytes on one engine only."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that its parameters and buffers take."""
+        ...
+
+    def answer(self, pixels_NTHW3: NDArray[np.uint8]) -> TeacherAnswer:
+        """Logits and features for whole items; any number of them. Raises BadQuery for pixels that do not fit."""
+        ...
+
+    def check_pixels(self, shape: tuple[int, ...]) -> None:
+        """Raises BadQuery unless pixels of this shape [N, T, H, W, 3] can be answered."""
+        ...
+
 
 class FrozenTeacher:
-    """One version of a teacher in memory, in evaluation mode, without gradients. Threads may share it."""
+    """One version of a teacher in memory, in evaluation mode, without gradients. Threads may share it.
+
+    network: it is taken over and changed in place. num_threads: chunks that are computed at a time, on the CPU; no
+    answer depends on it.
+    """
 
     def __init__(
         self,
@@ -59,31 +108,31 @@ class FrozenTeacher:
         self.digest = digest
         self.input_spec = card.input_spec
         self.device = torch.device(device)
-        network.to(device=self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self._network = network.eval().requires_grad_(False)
+        self._network = network.eval().requires_grad_(False).to(self.device)
+        chunk_shape = (self._chunk_clips, 3, card.clip_len, card.crop, card.crop)
+        self._backbone = FrozenBackbone(
+            network.backbone, self.device, card.precision, chunk_shape if card.compile else None
+        )
         self._threads = _single_threads(num_threads if self.device.type == "cpu" else 1)
 
     @classmethod
     def load(cls, entry: TeacherEntry, device: str = "cpu", num_threads: int = 1) -> FrozenTeacher:
-        """Reads the weights, checks every name and shape against the card, and runs the self-test on `device`.
+        """Reads the weights, checks hash, names, shapes and values, and runs the self-test on `device`.
 
-        num_threads: chunks that are computed at a time, on the CPU; no answer depends on it.
         Raises LibraryError that names the file and what is wrong with it.
         """
         card = entry.card
+        if not isinstance(card, TeacherCard):
+            raise LibraryError(
+                str(entry.folder), "is an ensemble, not a network: use teacher_server.ensemble.load_teacher"
+            )
         if card.arch_version != ARCH_VERSION:
             raise LibraryError(
                 str(entry.folder),
-                f"made for version {card.arch_version} of {card.arch}, this program has {ARCH_VERSION}",
+                f"made for version {card.arch_version} of {card.arch}, this program has {ARCH_VERSION}: its numbers "
+                "would be others; export or import it again as a new version",
             )
-        network = build_teacher_network(card)
-        if network.backbone.feature_size != card.feature_size:
-            raise LibraryError(
-                str(entry.folder),
-                f"feature_size is {card.feature_size}, {card.arch} has {network.backbone.feature_size}",
-            )
-        _load_weights(network, entry)
-        teacher = cls(entry.teacher, card, entry.digest, network, device, num_threads)
+        teacher = cls(entry.teacher, card, entry.digest, load_network(entry, card), device, num_threads)
         teacher.self_test(str(entry.weights))
         return teacher
 
@@ -92,11 +141,20 @@ class FrozenTeacher:
         """On what answers are computed. The same digest gives the same bytes on one engine only."""
         return self.device.type
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its parameters and buffers; activations are not counted."""
+        tensors = (*self._network.parameters(), *self._network.buffers())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @property
+    def _chunk_clips(self) -> int:
+        return self.card.chunk_items * self.card.views_per_item
+
     def answer(self, pixels_NTHW3: NDArray[np.uint8]) -> TeacherAnswer:
         """Logits and features for whole items; any number of them. Raises BadQuery for pixels that do not fit."""
         self.check_pixels(pixels_NTHW3.shape)
-        views = self.card.views_per_item
-        chunk = self.card.chunk_items * views
+        chunk = self._chunk_clips
         starts = range(0, len(pixels_NTHW3), chunk)
         parts = list(self._threads.map(lambda i: self._chunk(pixels_NTHW3[i : i + chunk], chunk), starts))
         logits = np.concatenate([part.logits for part in parts])
@@ -104,31 +162,41 @@ class FrozenTeacher:
 
     def check_pixels(self, shape: tuple[int, ...]) -> None:
         """Raises BadQuery unless pixels of this shape [N, T, H, W, 3] can be answered."""
-        card = self.card
-        if len(shape) != 5 or shape[-1] != 3 or shape[0] == 0 or shape[0] % card.views_per_item:
-            raise BadQuery(
-                f"{self.teacher} takes uint8 [clips, T, H, W, 3] in whole items of {card.views_per_item} clips, "
-                f"got {list(shape)}"
-            )
-        if shape[1] < card.min_clip_len:
-            raise BadQuery(f"{self.teacher} takes clips of at least {card.min_clip_len} frames, got {shape[1]}")
-        if shape[2:4] != (card.crop, card.crop) and not card.resize:
-            raise BadQuery(f"{self.teacher} takes {card.crop}x{card.crop} pixels, got {shape[2]}x{shape[3]}")
+        check_pixels(self.teacher, self.card, shape)
 
     def self_test(self, path: str) -> None:
-        """One chunk of noise, twice: finite, repeatable, and the same alone as among others.
+        """Noise, answered in one full chunk, again, alone, and in another place of the chunk: finite and the same.
 
-        It also warms the kernels up. Raises LibraryError naming `path`.
+        Equal means to the bit, on every device, because every pass has the same shape. It also warms the kernels up.
+        Raises LibraryError naming `path`.
         """
-        card = self.card
-        shape = (card.chunk_items * card.views_per_item, card.clip_len, card.crop, card.crop, 3)
+        try:
+            self._test(path)
+        except TeacherError:
+            raise
+        except RuntimeError as error:  # torch's: no memory left on the device, no compiler
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise LibraryError(path, f"cannot be computed on {self.device}: {reason}") from None
+
+    def _test(self, path: str) -> None:
+        card, views, last = self.card, self.card.views_per_item, self.card.chunk_items - 1
+        shape = (self._chunk_clips, card.clip_len, card.crop, card.crop, 3)
         noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        first, second = self.answer(noise).logits, self.answer(noise).logits
-        alone = self.answer(noise[: card.views_per_item]).logits
-        if not np.isfinite(first).all():
-            raise LibraryError(path, "the self-test gave logits that are not finite")
-        if not np.array_equal(first, second) or not np.array_equal(first[:1], alone):
-            raise LibraryError(path, "the self-test gave other logits the second time, or for the first item alone")
+        full = self.answer(noise)
+        if full.logits.shape != (card.chunk_items, len(card.classes)):
+            raise LibraryError(path, f"gives logits {list(full.logits.shape)} for {len(card.classes)} classes")
+        if not (np.isfinite(full.logits).all() and np.isfinite(full.features).all()):
+            raise LibraryError(path, "the self-test gave numbers that are not finite")
+        for pixels, expected, case in (
+            (noise, full, "the second time"),
+            (noise[:views], full.take([0]), "for the first item alone"),
+            (np.roll(noise, views, axis=0), full.take([last, *range(last)]), "in another place of the chunk"),
+        ):
+            found = self.answer(pixels)
+            if not np.array_equal(found.logits, expected.logits) or not np.array_equal(
+                found.features, expected.features
+            ):
+                raise LibraryError(path, f"the self-test gave other numbers {case}")
 
     @torch.inference_mode()
     def _chunk(self, pixels: NDArray[np.uint8], size: int) -> TeacherAnswer:
@@ -138,7 +206,7 @@ class FrozenTeacher:
         if len(pixels) < size:
             padding = np.broadcast_to(pixels[:1], (size - len(pixels), *pixels.shape[1:]))
             pixels = np.concatenate([pixels, padding])
-        features_ND = self._network.features(prepare(self._on_device(pixels), self.input_spec))
+        features_ND = self._backbone(prepare(self._on_device(pixels), self.input_spec))
         features_IVD = features_ND.unflatten(0, (-1, views))
         if self._network.action_head is None:
             logits = self._network.pretext_logits(features_IVD.unbind(dim=1))
@@ -173,32 +241,17 @@ def _single_threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-def build_teacher_network(card: TeacherCard) -> VideoNetwork:
-    """The network that the card describes, with the one head that it serves and no projector."""
-    pretext = len(card.classes) if card.head == "pretext" else 0
-    action = len(card.classes) if card.head == "action" else 0
-    return VideoNetwork(card.arch, card.width, pretext_classes=pretext, action_classes=action, projector=False)
-
-
-def _load_weights(network: VideoNetwork, entry: TeacherEntry) -> None:
-    path = str(entry.weights)
-    try:
-        tensors = load_safetensors(entry.weights.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise LibraryError(path, f"cannot be read as safetensors: {error}") from None
-    wanted = network.state_dict()
-    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    if missing or extra:
-        raise LibraryError(
-            path, f"{len(missing)} tensors are missing {missing[:3]}, {len(extra)} are unknown {extra[:3]}"
+def check_pixels(teacher: TeacherId, card: Card, shape: tuple[int, ...]) -> None:
+    """Raises BadQuery unless a teacher with this card can answer pixels of this shape [N, T, H, W, 3]."""
+    if len(shape) != 5 or shape[-1] != 3 or shape[0] == 0 or shape[0] % card.views_per_item:
+        raise BadQuery(
+            f"{teacher} takes uint8 [clips, T, H, W, 3] in whole items of {card.views_per_item} clips, "
+            f"got {list(shape)}"
         )
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
-            raise LibraryError(
-                path,
-                f"{name} is {tensor.dtype} {list(tensor.shape)}, the card's network has "
-                f"{wanted[name].dtype} {list(wanted[name].shape)}",
-            )
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise LibraryError(path, f"{name} holds values that are not finite")
-    network.load_state_dict(tensors)
+    if shape[1] < card.min_clip_len:
+        raise BadQuery(f"{teacher} takes clips of at least {card.min_clip_len} frames, got {shape[1]}")
+    if shape[2:4] != (card.crop, card.crop) and not card.resize:
+        raise BadQuery(f"{teacher} takes {card.crop}x{card.crop} pixels, got {shape[2]}x{shape[3]}")
+
+
+__all__ = ["FrozenTeacher", "Teacher", "TeacherAnswer", "build_teacher_network", "check_pixels"]
