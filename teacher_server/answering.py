@@ -1,7 +1,8 @@
 """From a query to its reply, the one path of every place that answers: replicas and the in-process client.
 
-check_query ──► load_pixels ──► answer_together ──► make_reply
-(card only)     (store, CPU)    (several queries)   (temperature)
+check_query ──► load_pixels ──► answer_together ──► join_answers ──► make_reply
+(card only)     (store, CPU)    (parts of several   (of one query)   (temperature)
+                                 queries)
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from data.errors import StoreMismatch, ViewError
 from data.render import render_batch
 from data.store import ClipStore
 from data.views import ViewBatch
-from teacher_server.card import TeacherCard
+from teacher_server.batching import Part
+from teacher_server.card import Card
 from teacher_server.errors import BadQuery
 from teacher_server.protocol import PhaseSeconds, TeacherQuery, TeacherReply
-from teacher_server.teacher import FrozenTeacher, TeacherAnswer
+from teacher_server.teacher import Teacher, TeacherAnswer
 
 MAX_OPEN_STORES = 16
 
@@ -57,7 +59,7 @@ class StoreCache:
         return store
 
 
-def check_query(query: TeacherQuery, card: TeacherCard) -> ClipShape:
+def check_query(query: TeacherQuery, card: Card) -> ClipShape:
     """Whether this teacher can answer; touches neither store nor pixels. Raises BadQuery with what was expected."""
     if query.views_per_item != card.views_per_item:
         raise BadQuery(f"{query.teacher} answers items of {card.views_per_item} views, got {query.views_per_item}")
@@ -89,20 +91,30 @@ def load_pixels(query: TeacherQuery, stores: StoreCache) -> NDArray[np.uint8]:
         raise BadQuery(str(error)) from None
 
 
-def answer_together(teacher: FrozenTeacher, pixels: Sequence[NDArray[np.uint8]]) -> list[TeacherAnswer]:
-    """One answer for each array of clips [N, T, H, W, 3], from the clips of all of them in common chunks.
+def answer_together(teacher: Teacher, parts: Sequence[Part[NDArray[np.uint8]]]) -> list[TeacherAnswer]:
+    """One answer for each part of an array of clips [N, T, H, W, 3], from the clips of all parts in common chunks.
 
-    An answer does not depend on which other arrays are there: see teacher_server.teacher.
+    An answer does not depend on which other parts are there: see teacher_server.teacher. It is a copy, so keeping it
+    does not keep those of the others.
     """
+    views = teacher.card.views_per_item
+    pixels = [part.loaded[part.first * views : part.last * views] for part in parts]
     answer = teacher.answer(pixels[0] if len(pixels) == 1 else np.concatenate(pixels))
-    ends = np.cumsum([len(clips) // teacher.card.views_per_item for clips in pixels]).tolist()
-    starts = [0, *ends[:-1]]
-    return [TeacherAnswer(answer.logits[a:b], answer.features[a:b]) for a, b in zip(starts, ends, strict=True)]
+    ends = np.cumsum([part.num_items for part in parts])[:-1]
+    both = zip(np.split(answer.logits, ends), np.split(answer.features, ends), strict=True)
+    return [TeacherAnswer(logits.copy(), features.copy()) for logits, features in both]
 
 
-def make_reply(
-    query: TeacherQuery, teacher: FrozenTeacher, answer: TeacherAnswer, seconds: PhaseSeconds
-) -> TeacherReply:
+def join_answers(answers: Sequence[TeacherAnswer]) -> TeacherAnswer:
+    """The answer to a question from those to its parts, in order."""
+    if len(answers) == 1:
+        return answers[0]
+    return TeacherAnswer(
+        np.concatenate([answer.logits for answer in answers]), np.concatenate([answer.features for answer in answers])
+    )
+
+
+def make_reply(query: TeacherQuery, teacher: Teacher, answer: TeacherAnswer, seconds: PhaseSeconds) -> TeacherReply:
     """The reply: logits divided by the query's temperature; features only if they were asked for."""
     return TeacherReply(
         request_id=query.request_id,

@@ -14,12 +14,13 @@ from pathlib import Path
 from data.errors import DataError
 from data.store import ClipStore
 from teacher_server.answering import StoreCache, answer_together, check_query, load_pixels, make_reply
-from teacher_server.batching import check_room
+from teacher_server.batching import Part, check_room
 from teacher_server.contract import MAX_QUEUED_CLIPS, FailedReply, PendingReply
-from teacher_server.errors import BadQuery, TeacherError, TeacherUnavailable
+from teacher_server.ensemble import load_teacher
+from teacher_server.errors import BadQuery, NoReplyYet, TeacherError, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import PhaseSeconds, TeacherId, TeacherQuery, TeacherReply
-from teacher_server.teacher import FrozenTeacher
+from teacher_server.teacher import Teacher
 
 
 class InProcessTeacherClient:
@@ -41,7 +42,7 @@ class InProcessTeacherClient:
         self._stores = StoreCache(open_store)
         self._device = device
         self._num_threads = num_threads
-        self._teachers: dict[TeacherId, FrozenTeacher] = {}
+        self._teachers: dict[TeacherId, Teacher] = {}
         self._max_queued_clips = max_queued_clips
         self._queued_clips = 0
         self._lock = threading.Lock()
@@ -86,13 +87,13 @@ class InProcessTeacherClient:
         check_query(query, teacher.card)
         pixels = load_pixels(query, self._stores)
         rendered = time.monotonic()
-        (answer,) = answer_together(teacher, [pixels])
+        (answer,) = answer_together(teacher, [Part(pixels, 0, len(pixels) // teacher.card.views_per_item)])
         seconds = PhaseSeconds(began - arrived, rendered - began, time.monotonic() - rendered)
         return make_reply(query, teacher, answer, seconds)
 
-    def _teacher(self, teacher: TeacherId) -> FrozenTeacher:
+    def _teacher(self, teacher: TeacherId) -> Teacher:
         if teacher not in self._teachers:
-            self._teachers[teacher] = FrozenTeacher.load(self._library.entry(teacher), self._device, self._num_threads)
+            self._teachers[teacher] = load_teacher(self._library.entry(teacher), self._device, self._num_threads)
         return self._teachers[teacher]
 
 
@@ -107,7 +108,7 @@ class _InProcessPending:
         except CancelledError:
             raise TeacherUnavailable(str(self._teacher), 0.0, "the question was cancelled") from None
         except TimeoutError:
-            raise TeacherUnavailable(str(self._teacher), timeout_s, "no reply yet") from None
+            raise NoReplyYet(str(self._teacher), timeout_s, "no reply yet") from None
 
     def cancel(self) -> None:
         self._future.cancel()
