@@ -2,7 +2,8 @@
 
 preceptor serve             teachers and gateway, on a cluster of its own or on RAY_ADDRESS's
 preceptor stop              ends both on RAY_ADDRESS's cluster
-preceptor teacher list      what the library holds
+preceptor teacher ...       list, import, ensemble, verify, promote, rollback, evict, bench
+preceptor ledger ...        list, verify
 preceptor export-metrics    state metrics for Prometheus
 preceptor demo-data         the built-in data set
 """
@@ -20,39 +21,50 @@ BAD_INPUT = 2
 PROG = "preceptor"
 
 
-def serve(host: str = "127.0.0.1", port: int = 8000, replicas: int = 1, cpus: float = 1.0, gpus: float = 0.0) -> None:
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    replicas: int = 1,
+    max_replicas: int = 0,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    memory_mb: int = 2048,
+) -> None:
     """Serve the library's teachers to training runs and, over HTTP, to other programs.
 
     Starts a Ray cluster of its own and runs until Ctrl-C; with RAY_ADDRESS set it deploys there and returns.
+    PRECEPTOR_TOKEN is what callers over HTTP must show, PRECEPTOR_OPERATOR_TOKEN what they need to change teachers.
+
+    Example: preceptor serve --replicas 1 --max-replicas 3
 
     Args:
         host: address of the HTTP gateway; any but this machine's loopback needs a token in PRECEPTOR_TOKEN.
         port: of the HTTP gateway.
-        replicas: of the teachers.
+        replicas: of the teachers; the least there are when their number adapts.
+        max_replicas: most replicas that Serve may add while questions queue up; 0 keeps their number fixed.
         cpus: of each replica.
         gpus: of each replica.
+        memory_mb: MiB that each replica may use for loaded teachers.
     """
-    from services.operate import serve_until_stopped
+    from services.operate import ServeOptions, serve_until_stopped
 
-    serve_until_stopped(host=host, port=port, replicas=replicas, cpus=cpus, gpus=gpus)
+    serve_until_stopped(ServeOptions(host, port, replicas, max_replicas, cpus, gpus, memory_mb))
 
 
 def stop() -> None:
-    """End gateway and teachers on the cluster that RAY_ADDRESS names, whoever uses them."""
+    """End gateway and teachers on the cluster that RAY_ADDRESS names, whoever uses them.
+
+    Example: RAY_AUTH_MODE=token RAY_ADDRESS=127.0.0.1:6379 preceptor stop
+    """
     from services.operate import stop_serving
 
     stop_serving()
 
 
-def teacher_list() -> None:
-    """List the teachers of the library, their versions and digests."""
-    from services.operate import print_teachers
-
-    print_teachers()
-
-
 def export_metrics(host: str = "127.0.0.1", port: int = 9109) -> None:
     """Export aliases, versions, runs and stores under PRECEPTOR_HOME for Prometheus.
+
+    Example: preceptor export-metrics --port 9109
 
     Args:
         host: address to listen on.
@@ -66,6 +78,8 @@ def export_metrics(host: str = "127.0.0.1", port: int = 9109) -> None:
 def demo_data(size: Literal["demo", "full", "tiny"] = "demo") -> None:
     """Draw the built-in data set and ingest it into a clip store under PRECEPTOR_HOME.
 
+    Example: preceptor demo-data --size tiny
+
     Args:
         size: demo is for laptops, full is what the bundled teachers learned from, tiny is for tests.
     """
@@ -75,24 +89,27 @@ def demo_data(size: Literal["demo", "full", "tiny"] = "demo") -> None:
 
 
 def main() -> int:
-    """Runs the command: 0, or 2 with one sentence for wrong input."""
+    """Runs the command: 0, 1 when a check found something wrong, or 2 with one sentence for wrong input."""
     # Imported late for speed, early for what may be raised below.
+    from services.cli_teacher import ledger_app, teacher_app
     from teacher_server.errors import TeacherError
     from trainer.config import ConfigError
 
-    app, teacher = SubcommandApp(), SubcommandApp()
-    teacher.command(name="list")(teacher_list)
+    app = SubcommandApp()
     app.command(serve)
     app.command(stop)
-    app.command(teacher, name="teacher", help="Teachers in the library.")
+    app.command(teacher_app(), name="teacher", help="Teachers in the library and in the running service.")
+    app.command(ledger_app(), name="ledger", help="Recorded answers.")
     app.command(export_metrics)
     app.command(demo_data)
     try:
-        app.cli(prog=PROG, description="Teachers as a service for video students. Training: python trainer/run.py")
+        code = app.cli(
+            prog=PROG, description="Teachers as a service for video students. Training: python trainer/run.py"
+        )
     except (DataError, TeacherError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

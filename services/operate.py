@@ -2,41 +2,65 @@
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 import os
 import signal
 import socket
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data.home import teachers_folder
+from services.asking import TOKEN_VARIABLE, GatewayOptions
 from services.directory import Directory, TeacherInfo
 from teacher_server.library import TeacherLibrary
+from teacher_server.roster import Roster
+from teacher_server.roster_state import AliasChange
 from trainer.config import ConfigError, RunConfig
 
-TOKEN_VARIABLE = "PRECEPTOR_TOKEN"
 _POLL_S = 0.5
 
 
-def serve_until_stopped(*, host: str, port: int, replicas: int, cpus: float, gpus: float) -> None:
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `preceptor serve` is told. cpus, gpus, memory_mb: of each replica. max_replicas: 0 for a fixed number."""
+
+    host: str
+    port: int
+    replicas: int
+    max_replicas: int
+    cpus: float
+    gpus: float
+    memory_mb: int
+
+
+def serve_until_stopped(options: ServeOptions) -> None:
     """Deploys teachers, as an operator, and the gateway. On a private cluster it returns after SIGINT or SIGTERM.
 
     Raises ConfigError for an address that must not or cannot be used, TeacherError when teachers cannot be deployed.
     """
-    token = os.environ.get(TOKEN_VARIABLE) or None
-    joined = os.environ.get("RAY_ADDRESS")
-    check_address(host, token)
-    if not joined:
-        check_port_is_free(host, port)
-    config = RunConfig(teacher_replicas=replicas, teacher_cpus=cpus, teacher_gpus=gpus)  # room for a worker as well
+    gateway = GatewayOptions.from_environment()
+    check_address(options.host, has_token=gateway.has_token)
+    if not os.environ.get("RAY_ADDRESS"):
+        check_port_is_free(options.host, options.port)
+    config = RunConfig(  # room for a worker as well
+        teacher_replicas=options.replicas,
+        teacher_max_replicas=options.max_replicas,
+        teacher_cpus=options.cpus,
+        teacher_gpus=options.gpus,
+        teacher_memory_mb=options.memory_mb,
+    )
     from trainer.cluster import connected
 
     with connected(config) as cluster:
-        _deploy(config, host, port, token)
-        print(f"gateway  http://{host}:{port}/v1/teachers  (ready: /readyz)", flush=True)
+        _deploy(options, gateway)
+        print(f"gateway  http://{options.host}:{options.port}/v1/teachers  (ready: /readyz)", flush=True)
+        print("swap     preceptor teacher promote NAME VERSION  (what there is: preceptor teacher list)", flush=True)
         if not cluster.private:
             print("it runs on the cluster until `preceptor stop`", flush=True)
             return
@@ -73,6 +97,25 @@ def print_teachers() -> None:
     console.print(table_of(teachers))
 
 
+def print_alias_log() -> None:
+    """The audit log of the aliases, oldest first, as a table on standard output."""
+    log, console = Roster(TeacherLibrary(teachers_folder())).state().log, Console()
+    if not log:
+        console.print("no alias was made or changed yet")
+        return
+    console.print(log_table(log))
+
+
+def log_table(log: Sequence[AliasChange]) -> Table:
+    """A row for each change: when (local time), who, what, from and to."""
+    table = Table("when", "who", "change", "from", "to")
+    for entry in log:
+        when = datetime.datetime.fromtimestamp(entry.when).astimezone().isoformat(sep=" ", timespec="seconds")
+        old = "" if entry.old is None else f"{entry.name}@{entry.old}"
+        table.add_row(when, Text(entry.who), entry.kind, old, f"{entry.name}@{entry.new}")
+    return table
+
+
 def table_of(teachers: Sequence[TeacherInfo]) -> Table:
     """A row for each version; the one that the alias means is marked."""
     table = Table("teacher", "alias", "digest", "arch", "head", "input")
@@ -89,9 +132,9 @@ def table_of(teachers: Sequence[TeacherInfo]) -> Table:
     return table
 
 
-def check_address(host: str, token: str | None) -> None:
+def check_address(host: str, *, has_token: bool) -> None:
     """Raises ConfigError unless the address is loopback or there is a token."""
-    if token is None and not is_loopback(host):
+    if not has_token and not is_loopback(host):
         raise ConfigError(
             f"--host {host} can be reached from other machines: set a token in {TOKEN_VARIABLE}, or use 127.0.0.1"
         )
@@ -127,13 +170,19 @@ def wait_for_signal() -> None:
         pass
 
 
-def _deploy(config: RunConfig, host: str, port: int, token: str | None) -> None:
+def _deploy(options: ServeOptions, gateway: GatewayOptions) -> None:
     """HTTP first: Serve takes its options from whoever starts it, and the roster starts it without."""
-    from services.asking import GatewayOptions
     from services.serving import deploy_gateway, start_http
     from teacher_server.deployment import DeployOptions, TeacherService
 
-    start_http(host, port)
-    options = DeployOptions(config.teacher_replicas, config.teacher_cpus, config.teacher_gpus)
-    TeacherService.connect(teachers_folder()).deploy(options)
-    deploy_gateway(teachers_folder(), GatewayOptions(token=token))
+    start_http(options.host, options.port)
+    TeacherService.connect(teachers_folder()).deploy(
+        DeployOptions(
+            num_replicas=options.replicas,
+            num_cpus=options.cpus,
+            num_gpus=options.gpus,
+            max_replicas=options.max_replicas,
+            memory_budget_mb=options.memory_mb,
+        )
+    )
+    deploy_gateway(teachers_folder(), gateway)

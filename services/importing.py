@@ -1,0 +1,105 @@
+"""What `preceptor teacher import` does: read, plan, show, test, add."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data.home import runs_folder
+from teacher_server.importers.errors import ImportRefused
+from teacher_server.importers.layouts import shortened
+from teacher_server.importers.wishes import Wishes
+from teacher_server.library import TeacherLibrary
+from teacher_server.protocol import TeacherId
+from trainer.config import ConfigError
+
+if TYPE_CHECKING:
+    from teacher_server.importers.plan import ImportPlan
+    from teacher_server.importers.source import Source
+
+RUN_PREFIX = "run:"
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names, one a line, in the order of the head's rows; empty lines are left out. Raises ConfigError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--classes {path} cannot be read: {error}") from None
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportMode:
+    """trust_pickle: Python code in a checkpoint may run. dry_run: nothing is added. device: where it is tested."""
+
+    trust_pickle: bool = False
+    dry_run: bool = False
+    device: str = "cpu"
+
+
+def import_teacher(
+    source: str, name: str, wishes: Wishes, library: TeacherLibrary, mode: ImportMode
+) -> TeacherId | None:
+    """Adds the weights as the next version of `name`, after showing what they were taken for; None for a dry run.
+
+    Raises ImportRefused, ConfigError or TeacherError; the library is then as it was.
+    """
+    if source.startswith(RUN_PREFIX):
+        return _import_run(source.removeprefix(RUN_PREFIX), name, wishes, library)
+    from teacher_server.importers.install import install, with_best_precision
+    from teacher_server.importers.plan import make_plan
+    from teacher_server.importers.source import read_source
+
+    read = read_source(Path(source), trust_pickle=mode.trust_pickle)
+    plan = make_plan(read, wishes, f"preceptor teacher import {read.file}")
+    console = Console()
+    console.print(_table(f"{source} as {name}", plan, read))
+    if wishes.precision == "auto" and not mode.dry_run:
+        plan = with_best_precision(plan, mode.device)
+    for note in plan.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    return None if mode.dry_run else install(plan, name, library, mode.device)
+
+
+def _table(title: str, plan: ImportPlan, source: Source) -> Table:
+    """What the weights were taken for."""
+    card = plan.card
+    rows = {
+        "names": f"{plan.layout.name}, {len(plan.tensors)} tensors",
+        "network": f"{card.arch}, width {card.width:g}, {card.feature_size} features",
+        "head": f"{card.head}, {len(card.classes)} classes: {shortened(card.classes)}",
+        "input": f"{card.modality}, {card.clip_len} frames of {card.crop}x{card.crop}",
+        "mean, std": f"{card.mean}, {card.std}",
+        "dropped": shortened(plan.dropped) or "nothing",
+        "unused": shortened((*plan.unused, *source.left_out)) or "nothing",
+        "sha256": source.sha256,
+    }
+    table = Table("what", "taken for", title=Text(title))
+    for what, taken_for in rows.items():
+        table.add_row(what, Text(taken_for))  # names in a file are no markup
+    return table
+
+
+def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary) -> TeacherId:
+    """A student of this project: its run says all that the card needs."""
+    from trainer.errors import CheckpointError
+    from trainer.export import export_teacher
+    from trainer.runs import RunFolder
+
+    if wishes != Wishes():
+        changed = [f.name for f in dataclasses.fields(Wishes) if getattr(wishes, f.name) != f.default]
+        flags = ", ".join("--" + field.replace("_", "-") for field in changed)
+        raise ConfigError(f"the card of {RUN_PREFIX}{run_id} comes from the run: leave out {flags}")
+    folder = RunFolder(runs_folder() / run_id)
+    if not folder.config.is_file():
+        raise ImportRefused(f"{RUN_PREFIX}{run_id}", f"there is no such run under {runs_folder()}")
+    try:
+        return export_teacher(folder, name, library, f"preceptor teacher import {RUN_PREFIX}{run_id}")
+    except CheckpointError as error:
+        raise ImportRefused(f"{RUN_PREFIX}{run_id}", str(error)) from None
