@@ -1,135 +1,186 @@
-"""The gateway's questions under way, and whether teachers answer. The event loop never waits here: threads do."""
+"""The gateway's questions under way, and whether teachers answer. The event loop never waits here: threads do.
+
+body ──► [thread: parse ──► resolve the name ──► ask the teacher ──► check ──► encode] ──► response
+                                                    └── given up when the client goes away
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from fastapi import FastAPI
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
+from data.errors import StoreError
+from services.bodies import read_body
 from services.directory import Directory
-from services.errors import GatewayBusy, SlowBody
-from services.pixels import parse_clips, read_body
-from teacher_server.contract import TeacherClient
-from teacher_server.errors import TeacherError, TeacherNotResident, TeacherUnavailable
+from services.lanes import Lane, on_disconnect
+from services.oip import Encoded, Question, encode_reply, parse_question
+from services.stores import Stores, without_path
+from teacher_server.contract import PendingReply, TeacherClient
+from teacher_server.errors import BadQuery, TeacherError, TeacherNotResident, TeacherUnavailable
 from teacher_server.library import TeacherEntry
-from teacher_server.protocol import TeacherQuery, TeacherReply, check_reply, new_request_id
+from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply, check_reply, new_request_id
 
+TOKEN_VARIABLE = "PRECEPTOR_TOKEN"
+OPERATOR_TOKEN_VARIABLE = "PRECEPTOR_OPERATOR_TOKEN"
 READY_FOR_S = 1.0
 _LOADING_PAUSE_S = 0.2
+_RUN_OF_OTHERS = "http"  # callers that name no run share one run's part of a busy teacher
 
 
 @dataclass(frozen=True)
 class GatewayOptions:
-    """Limits, and the bearer token that every route but /healthz and /readyz wants when there is one."""
+    """Limits and bearer tokens. token: may ask. operator_token: may also change what is served. See services.guards."""
 
     token: str | None = field(default=None, repr=False)
+    operator_token: str | None = field(default=None, repr=False)
     max_body_bytes: int = 32 * 2**20
     max_in_flight: int = 16
+    max_control: int = 16
+    max_waiting: int = 32  # for teachers to load: leases, promotions
     body_timeout_s: float = 30.0
     answer_timeout_s: float = 30.0
+
+    @classmethod
+    def from_environment(cls) -> GatewayOptions:
+        """With the tokens that the environment holds; an empty one is none."""
+        return cls(os.environ.get(TOKEN_VARIABLE) or None, os.environ.get(OPERATOR_TOKEN_VARIABLE) or None)
+
+    @property
+    def has_token(self) -> bool:
+        """Whether a request without a token is refused."""
+        return self.token is not None or self.operator_token is not None
 
 
 class Asking:
     """Questions under way: at most max_in_flight, bodies included, so memory has a bound."""
 
-    def __init__(self, client: TeacherClient, directory: Directory, options: GatewayOptions) -> None:
-        self.directory = directory
+    def __init__(self, client: TeacherClient, directory: Directory, stores_root: Path, options: GatewayOptions) -> None:
         self._client = client
+        self._directory = directory
+        self._stores = Stores(stores_root)
         self._options = options
-        self._in_flight = 0
-        self._threads = ThreadPoolExecutor(options.max_in_flight, thread_name_prefix="ask-teacher")
+        self._lane = Lane("questions", options.max_in_flight)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
-        """Frees the threads and the client when the app ends."""
-        yield
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    def close(self) -> None:
+        """Frees the threads and the client."""
+        self._lane.close()
         self._client.close()
 
-    async def answer(self, request: Request, name: str, temperature: float) -> TeacherReply:
-        """Raises the errors that services.errors lists."""
-        with self._admitted():
-            entry = await asyncio.to_thread(self.directory.resolve, name)
-            query = self._query(entry, await self._body(request), temperature)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._ask, entry, query)
+    async def infer(self, request: Request, teacher: str, json_length: str | None) -> Encoded:
+        """The response to a question. teacher: `name` or `name@version`. json_length: the header of that name.
 
-    async def _body(self, request: Request) -> bytes:
-        limits = self._options
-        try:
-            return await read_body(
-                request.stream(), request.headers, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s
+        Raises the errors that services.errors lists.
+        """
+        with self._lane.place():
+            body = await read_body(
+                request, max_bytes=self._options.max_body_bytes, timeout_s=self._options.body_timeout_s
             )
-        except ClientDisconnect:
-            raise SlowBody("the client went away before its body had arrived") from None
+            patience = _Patience()
+            async with on_disconnect(request, patience.give_up):
+                return await self._lane.run_in_place(self._answer, teacher, body, json_length, patience)
 
-    @contextlib.contextmanager
-    def _admitted(self) -> Iterator[None]:
-        limit = self._options.max_in_flight
-        if self._in_flight >= limit:
-            raise GatewayBusy(f"{limit} questions are under way, which is the limit: ask again later")
-        self._in_flight += 1
+    def _answer(self, teacher: str, body: memoryview, json_length: str | None, patience: _Patience) -> Encoded:
+        """Blocks; runs in a thread."""
+        question = parse_question(body, json_length)
+        entry = self._directory.resolve(teacher)
+        query = self._query(entry, question)
         try:
-            yield
-        finally:
-            self._in_flight -= 1
+            reply = self._ask(query, entry, patience)
+        except StoreError as error:
+            assert question.request.parameters.store is not None  # nothing else opens a store
+            raise without_path(error, question.request.parameters.store) from None
+        return encode_reply(question.request, reply)
 
-    def _query(self, entry: TeacherEntry, body: bytes, temperature: float) -> TeacherQuery:
+    def _query(self, entry: TeacherEntry, question: Question) -> TeacherQuery:
+        given = question.request.parameters
+        if (given.store is None) != (question.views is None):
+            raise BadQuery("views come with the name of their store in parameters.store, and a store with views")
+        views = question.views
         return TeacherQuery(
             request_id=new_request_id(),
             teacher=entry.teacher,
-            temperature=temperature,
-            views_per_item=entry.card.views_per_item,
-            run="gateway",
-            pixels=parse_clips(body),
-            timeout_s=self._options.answer_timeout_s,
+            temperature=given.temperature,
+            views_per_item=entry.card.views_per_item if views is None else views.views_per_item,
+            run=given.run or _RUN_OF_OTHERS,
+            views=None if views is None else views.to_bytes(),
+            store=None if given.store is None else str(self._stores.path(given.store)),
+            pixels=question.pixels,
+            want_features=question.wants_features,
+            dtype=given.dtype,
+            timeout_s=given.limit_s(self._options.answer_timeout_s),
+            weight=given.weight,
         )
 
-    def _ask(self, entry: TeacherEntry, query: TeacherQuery) -> TeacherReply:
-        """Blocks; runs in a thread. A version that the replica is still loading is asked again, overload is not."""
-        deadline = time.monotonic() + self._options.answer_timeout_s
+    def _ask(self, query: TeacherQuery, entry: TeacherEntry, patience: _Patience) -> TeacherReply:
+        """A version that the replica is still loading is asked again, overload is not."""
+        deadline = time.monotonic() + query.timeout_s
         while True:
             pending = self._client.submit(query)
+            patience.wait_for(pending)
             try:
                 reply = pending.result(timeout_s=max(0.0, deadline - time.monotonic()))
                 return check_reply(query, reply, digest=entry.digest, num_classes=len(entry.card.classes))
             except TeacherNotResident:
-                if time.monotonic() + _LOADING_PAUSE_S > deadline:
+                if time.monotonic() + _LOADING_PAUSE_S > deadline or patience.pause(_LOADING_PAUSE_S):
                     raise
             except TeacherUnavailable:
                 pending.cancel()  # nobody waits for it any more
                 raise
-            time.sleep(_LOADING_PAUSE_S)
+
+
+class _Patience:
+    """Lets the event loop end a wait in a thread: the question is cancelled, and not asked again."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._pending: PendingReply | None = None
+
+    def wait_for(self, pending: PendingReply) -> None:
+        self._pending = pending
+        if self._over.is_set():
+            pending.cancel()
+
+    def pause(self, seconds: float) -> bool:
+        """Whether it is over."""
+        return self._over.wait(seconds)
+
+    def give_up(self) -> None:
+        self._over.set()
+        if self._pending is not None:
+            self._pending.cancel()
 
 
 class Readiness:
     """Asks the teachers at most once a second, however often it is asked, and never twice at a time."""
 
-    def __init__(self, check_teachers: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, check_teachers: Callable[[], frozenset[TeacherId]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._check_teachers = check_teachers
         self._clock = clock
         self._turn = asyncio.Lock()
         self._checked_at = float("-inf")
-        self._error: TeacherError | None = None
+        self._found: frozenset[TeacherId] | TeacherError = frozenset()
 
-    async def check(self) -> None:
-        """Raises TeacherUnavailable while no teacher answers."""
+    async def check(self) -> frozenset[TeacherId]:
+        """The versions that are loaded. Raises TeacherUnavailable while no teacher answers."""
         async with self._turn:
             if self._clock() - self._checked_at >= READY_FOR_S:
-                self._error = await asyncio.to_thread(self._failure)
+                self._found = await asyncio.to_thread(self._look)
                 self._checked_at = self._clock()
-        if self._error is not None:
-            raise self._error
+        if isinstance(self._found, TeacherError):
+            raise self._found
+        return self._found
 
-    def _failure(self) -> TeacherError | None:
+    def _look(self) -> frozenset[TeacherId] | TeacherError:
         try:
-            self._check_teachers()
+            return self._check_teachers()
         except TeacherError as error:
             return error
-        return None

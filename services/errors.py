@@ -1,29 +1,39 @@
 """What the gateway refuses, and the HTTP status of everything that the packages below can refuse.
 
-Every refusal is JSON, {"error": the class's name, "detail": one sentence}:
+Every refusal is JSON, {"error": one sentence, "code": the class's name, "args": its raw arguments}:
 
-    400 NotAnArray    401 Unauthorized    404 UnknownTeacher    408 SlowBody    413 TooLarge    415 EncodedBody
-    422 BadQuery      429 TeacherOverloaded, GatewayBusy (Retry-After)
-    502 BadReply      503 TeacherUnavailable, TeacherNotResident (Retry-After), LibraryError
+    400 MalformedRequest    401 Unauthorized    403 Forbidden    404 UnknownTeacher, NoRoute    405 NoMethod
+    408 SlowBody    409 AliasMoved, GateRefused, TeacherMismatch, TeacherInUse, OverBudget
+    413 TooLarge    415 EncodedBody    422 BadQuery, ViewError, StoreMissing, StoreMismatch
+    429 TeacherOverloaded, GatewayBusy (Retry-After)    500 InternalError    502 BadReply
+    503 TeacherUnavailable, TeacherNotResident, NotLoaded (Retry-After), NoCapacity, LibraryError, StoreDamaged
 
-Needs neither torch nor Ray nor fastapi.
+teacher_server.wire_errors turns them back into exceptions. Needs neither torch nor Ray nor fastapi.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from data.errors import DataError
+from data.errors import DataError, StoreDamaged
 from teacher_server.errors import (
+    AliasMoved,
     BadQuery,
     BadReply,
+    GateRefused,
+    OverBudget,
     TeacherError,
+    TeacherInUse,
+    TeacherMismatch,
     TeacherNotResident,
     TeacherOverloaded,
     TeacherUnavailable,
     UnknownTeacher,
 )
+from teacher_server.wire_errors import to_json
 
+_CONFLICT = 409
 _UNAVAILABLE = 503
 
 
@@ -31,13 +41,42 @@ class GatewayError(RuntimeError):
     """Base of the gateway's own refusals. Argument: one sentence."""
 
     status = 500
-    retry_after_s: int | None = None
+    headers: dict[str, str] = {}  # noqa: RUF012 never changed
 
 
-class NotAnArray(GatewayError):
-    """The body is no .npy array."""
+class InternalError(GatewayError):
+    """A bug; what it was is in the log only."""
+
+
+class MalformedRequest(GatewayError):
+    """The body is no JSON, or its parts are not where it says."""
 
     status = 400
+
+
+class Unauthorized(GatewayError):
+    """No token, or none that is known."""
+
+    status = 401
+    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012
+
+
+class Forbidden(GatewayError):
+    """Who asks is known, and may not do this."""
+
+    status = 403
+
+
+class NoRoute(GatewayError):
+    """Nothing is served at that path."""
+
+    status = 404
+
+
+class NoMethod(GatewayError):
+    """The path takes other methods."""
+
+    status = 405
 
 
 class SlowBody(GatewayError):
@@ -59,30 +98,34 @@ class EncodedBody(GatewayError):
 
 
 class GatewayBusy(GatewayError):
-    """As many questions as the gateway takes are under way."""
+    """As much as the gateway takes is under way."""
 
     status = 429
-    retry_after_s = 1
+    headers = {"Retry-After": "1"}  # noqa: RUF012
+
+
+class NotLoaded(GatewayError):
+    """The version is in the library, and no replica has loaded it."""
+
+    status = _UNAVAILABLE
+    headers = {"Retry-After": "5"}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """An HTTP answer that is not 2xx."""
+    """An HTTP answer that is not 2xx; `body` is what JSON is made of."""
 
     status: int
-    error: str
-    detail: str
+    body: dict[str, Any]
     headers: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, str]:
-        """The answer's body."""
-        return {"error": self.error, "detail": self.detail}
 
 
 # The first class that fits decides; seconds for Retry-After, or None.
-_STATUS: tuple[tuple[type[Exception], int, int | None], ...] = (
+_STATUS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int, int | None], ...] = (
     (UnknownTeacher, 404, None),
+    ((AliasMoved, GateRefused, TeacherMismatch, TeacherInUse, OverBudget), _CONFLICT, None),
     (BadQuery, 422, None),
+    (StoreDamaged, _UNAVAILABLE, None),
     (DataError, 422, None),
     (TeacherOverloaded, 429, 1),
     (BadReply, 502, None),
@@ -95,8 +138,7 @@ _STATUS: tuple[tuple[type[Exception], int, int | None], ...] = (
 def refuse(error: GatewayError | TeacherError | DataError) -> Refusal:
     """The HTTP answer for an error."""
     if isinstance(error, GatewayError):
-        status, retry_after_s = error.status, error.retry_after_s
-    else:
-        status, retry_after_s = next((s, r) for kind, s, r in _STATUS if isinstance(error, kind))
+        return Refusal(error.status, to_json(error), error.headers)
+    status, retry_after_s = next((s, r) for kind, s, r in _STATUS if isinstance(error, kind))
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    return Refusal(status, type(error).__name__, str(error), headers)
+    return Refusal(status, to_json(error), headers)

@@ -1,4 +1,13 @@
-"""Two wrappers around the gateway, plain ASGI: who may ask, and what is counted."""
+"""Two wrappers around the gateway, plain ASGI: who may do what, and what is counted.
+
+                       no token set     PRECEPTOR_TOKEN     PRECEPTOR_OPERATOR_TOKEN
+    liveness, readiness    open              open                    open
+    asking                 open              yes                     yes
+    operating              open              403                     yes
+
+Without any token the gateway is open to whoever reaches it, which is this machine only (services.operate refuses other
+addresses then). A web page that a browser on this machine shows reaches it too, so requests from pages are refused.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +15,70 @@ import hmac
 import time
 from collections.abc import Callable
 
-from starlette.responses import JSONResponse
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN_ROUTES = ("/healthz", "/readyz")
+from services.asking import OPERATOR_TOKEN_VARIABLE, GatewayOptions
+from services.errors import Forbidden, GatewayError, Unauthorized
+from services.refusals import to_response
+
+OPEN_ROUTES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
+_MAY_OPERATE = "preceptor.may_operate"
 
 RecordRequest = Callable[[str, int, float], None]
 """Route (its template, never the path that a client made up), HTTP status, seconds."""
 
 
 class TokenGuard:
-    """401 for every route but liveness and readiness, unless the bearer token is the right one."""
+    """Refuses every route but liveness and readiness to a request that lacks the right bearer token."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, options: GatewayOptions) -> None:
         self.app = app
-        self._expected = f"Bearer {token}".encode()
+        self._has_token = options.has_token
+        self._ask, self._operate = _expected(options.token), _expected(options.operator_token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_ROUTES and not self._allowed(scope):
-            detail = "this gateway wants a token: send it as `Authorization: Bearer TOKEN`"
-            refusal = JSONResponse({"error": "Unauthorized", "detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
-            await refusal(scope, receive, send)
-            return
+        if scope["type"] == "http" and scope["path"] not in OPEN_ROUTES:
+            refused = self._check(scope)
+            if refused is not None:
+                await to_response(refused)(scope, receive, send)
+                return
         await self.app(scope, receive, send)
 
-    def _allowed(self, scope: Scope) -> bool:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return hmac.compare_digest(given, self._expected)  # in constant time
+    def _check(self, scope: Scope) -> GatewayError | None:
+        if not self._has_token:
+            scope[_MAY_OPERATE] = True
+            page = _header(scope, b"origin")
+            return Forbidden("this gateway has no token, so it takes no requests from web pages") if page else None
+        given = _header(scope, b"authorization")
+        # Both in constant time, and both always.
+        asks, operates = (_same(given, expected) for expected in (self._ask, self._operate))
+        scope[_MAY_OPERATE] = operates
+        if asks or operates:
+            return None
+        return Unauthorized("this gateway wants a token: send it as `Authorization: Bearer TOKEN`")
+
+
+def operator(request: Request) -> str:
+    """Who operates, for the audit log. Raises Forbidden for whoever may only ask."""
+    if not request.scope[_MAY_OPERATE]:
+        raise Forbidden(
+            f"this changes what is served and wants the operator's token: the one in {OPERATOR_TOKEN_VARIABLE} "
+            "where the gateway was started, if one was set there"
+        )
+    return f"http {request.client.host}" if request.client is not None else "http"
+
+
+def _expected(token: str | None) -> bytes | None:
+    return None if token is None else f"Bearer {token}".encode()
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def _same(given: bytes, expected: bytes | None) -> bool:
+    return expected is not None and hmac.compare_digest(given, expected)
 
 
 class Recorder:

@@ -9,7 +9,6 @@ deployment that the roster would; the roster then finds an app without leases, w
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,14 +20,15 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.util.metrics import Counter, Histogram
 
-from data.home import teachers_folder
-from services.asking import GatewayOptions
+from data.home import stores_folder, teachers_folder
+from services.asking import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE, GatewayOptions
 from services.gateway import create_app
-from services.operate import TOKEN_VARIABLE
 from teacher_server.app import DeployOptions, teacher_deployment
 from teacher_server.client import APP_NAME, ServeTeacherClient, one_line
+from teacher_server.deployment import TeacherService
 from teacher_server.errors import BadQuery, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
+from teacher_server.protocol import TeacherId
 from trainer.config import ConfigError
 
 GATEWAY_APP = "preceptor-gateway"
@@ -58,29 +58,33 @@ class GatewayMetrics:
 class Gateway:
     """What Serve runs. The app is made in the replica, so that nothing of it is pickled."""
 
-    def __init__(self, library_root: str, options: GatewayOptions) -> None:
-        self._library_root = library_root
+    def __init__(self, library_root: str, stores_root: str, options: GatewayOptions) -> None:
+        self._library_root = Path(library_root)
+        self._stores_root = Path(stores_root)
         self._options = options
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(
             ServeTeacherClient(),
-            TeacherLibrary(Path(self._library_root)),
+            TeacherLibrary(self._library_root),
+            TeacherService(self._library_root.resolve()),  # looks for the roster at the first call
+            stores_root=self._stores_root,
             check_teachers=check_teachers,
             record=GatewayMetrics(),
             options=self._options,
         )
 
 
-def check_teachers() -> None:
-    """Returns once a teacher replica of this cluster has answered. Raises TeacherUnavailable."""
+def check_teachers() -> frozenset[TeacherId]:
+    """What a teacher replica of this cluster has loaded, as it says. Raises TeacherUnavailable."""
     try:
-        serve.get_app_handle(APP_NAME).describe.remote().result(timeout_s=_ANSWER_WITHIN_S)
+        state = serve.get_app_handle(APP_NAME).describe.remote().result(timeout_s=_ANSWER_WITHIN_S)
     except (RayError, RayServeException, TimeoutError, CancelledError) as error:
         raise TeacherUnavailable("service", _ANSWER_WITHIN_S, one_line(error)) from None
+    return frozenset(TeacherId.parse(teacher) for teacher in state.teachers)
 
 
-def gateway_application(library_root: Path, options: GatewayOptions, num_replicas: int = 1) -> Any:
+def gateway_application(library_root: Path, stores_root: Path, options: GatewayOptions, num_replicas: int = 1) -> Any:
     """The gateway as a Serve application. It needs no CPU of its own: it waits for teachers."""
     decorate = serve.deployment(
         name="Gateway",
@@ -94,7 +98,7 @@ def gateway_application(library_root: Path, options: GatewayOptions, num_replica
         max_surge_percent=100,
         logging_config={"enable_access_log": False},
     )
-    return decorate(Gateway).bind(str(library_root), options)
+    return decorate(Gateway).bind(str(library_root), str(stores_root), options)
 
 
 def start_http(host: str, port: int) -> None:
@@ -110,9 +114,14 @@ def start_http(host: str, port: int) -> None:
         )
 
 
-def deploy_gateway(library_root: Path, options: GatewayOptions) -> None:
-    """Deploys the gateway, or replaces it, and waits until it runs. Other apps are left alone."""
-    target = serve.RunTarget(gateway_application(library_root, options), name=GATEWAY_APP, route_prefix="/")
+def deploy_gateway(library_root: Path, options: GatewayOptions, stores_root: Path | None = None) -> None:
+    """Deploys the gateway, or replaces it, and waits until it runs. Other apps are left alone.
+
+    stores_root: the folder of the stores that callers may name; default the one of this home.
+    """
+    stores = stores_root if stores_root is not None else stores_folder()
+    application = gateway_application(library_root, stores, options)
+    target = serve.RunTarget(application, name=GATEWAY_APP, route_prefix="/")
     serve.run_many([target])
 
 
@@ -134,9 +143,11 @@ class _Arguments(BaseModel):
 
 
 class _GatewayArguments(_Arguments):
-    """require_token: refuse to start without PRECEPTOR_TOKEN; true wherever Serve listens beyond 127.0.0.1."""
+    """require_token: refuse to start without a token; true wherever Serve listens beyond 127.0.0.1. stores: default
+    $PRECEPTOR_HOME/stores."""
 
     num_replicas: int = 1
+    stores: Path | None = None
     require_token: bool = False
 
 
@@ -146,21 +157,28 @@ class _TeachersArguments(_Arguments):
     num_replicas: int = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+    max_replicas: int = 0
+    target_queued_clips: int = DeployOptions.target_queued_clips
+    memory_budget_mb: int = DeployOptions.memory_budget_mb
 
 
 def gateway(args: dict[str, Any]) -> Any:
     """Builder of the app `preceptor-gateway`."""
     arguments = _parsed(_GatewayArguments, args)
-    token = os.environ.get(TOKEN_VARIABLE) or None
-    if arguments.require_token and token is None:
-        raise BadQuery(f"the gateway is told to require a token, but {TOKEN_VARIABLE} is not set on the cluster")
-    return gateway_application(arguments.library_root(), GatewayOptions(token=token), arguments.num_replicas)
+    options = GatewayOptions.from_environment()
+    if arguments.require_token and not options.has_token:
+        raise BadQuery(
+            "the gateway is told to require a token, but the cluster's environment has neither "
+            f"{TOKEN_VARIABLE} nor {OPERATOR_TOKEN_VARIABLE}"
+        )
+    stores = arguments.stores if arguments.stores is not None else stores_folder()
+    return gateway_application(arguments.library_root(), stores, options, arguments.num_replicas)
 
 
 def teachers(args: dict[str, Any]) -> Any:
     """Builder of the app `preceptor-teachers`: the deployment that the roster makes."""
     arguments = _parsed(_TeachersArguments, args)
-    options = DeployOptions(arguments.num_replicas, arguments.num_cpus, arguments.num_gpus)
+    options = DeployOptions(**arguments.model_dump(exclude={"library"}))
     return teacher_deployment(options).bind(str(arguments.library_root()), options)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from data.errors import StoreError, StoreMissing
 from data.manifest import Manifest, latest_generation, manifest_path, read_manifest
 from data.store import ClipStore
-from teacher_server.card import parse_card
+from teacher_server.card import EnsembleCard
 from teacher_server.errors import LibraryError, UnknownTeacher
-from teacher_server.library import CARD, WEIGHTS, TeacherLibrary
+from teacher_server.library import WEIGHTS, TeacherLibrary, read_card
 from teacher_server.roster import Roster
 from teacher_server.roster_state import RosterState
 from trainer.runs import RunFolder
@@ -108,8 +108,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _is_sound(version: Path) -> bool:
     try:
-        parse_card(str(version / CARD), (version / CARD).read_bytes())
-        return (version / WEIGHTS).stat().st_size > 0
+        return isinstance(read_card(version), EnsembleCard) or (version / WEIGHTS).stat().st_size > 0
     except (LibraryError, OSError):
         return False
 
