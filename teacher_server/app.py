@@ -8,31 +8,50 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import ApplicationStatus
 
 from data.errors import DataError
-from teacher_server.client import APP_NAME, one_line, typed_cause
+from teacher_server.client import APP_NAME
 from teacher_server.contract import MAX_QUEUED_CLIPS
-from teacher_server.errors import NoCapacity, TeacherError, TeacherUnavailable
+from teacher_server.errors import BadQuery, NoCapacity, TeacherError, TeacherUnavailable
+from teacher_server.promotion import GateReport
 from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply
 from teacher_server.replica_state import ReplicaState
+from teacher_server.scaling import QUEUED_CLIPS
 
-MAX_BATCH_CLIPS = 96  # four chunks of 8 tuples: beyond that merging only makes the first in the batch wait
 POLL_S = 0.1
 CAPACITY_TIMEOUT_S = 10.0  # what another job has just given back shows after some seconds
+_UPSCALE_DELAY_S = 5.0
+_DOWNSCALE_DELAY_S = 120.0  # a replica takes seconds to start, so it is not given up for a short lull
+_LOOK_BACK_S = 15.0  # longer than the 10 s after which replicas report
 
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What one replica gets, and how many there are. max_queued_clips: clips that one replica accepts at a time."""
+    """What one replica gets, and how many there are.
+
+    max_queued_clips: clips that one replica accepts at a time. memory_budget_mb: MiB of weights that it may hold.
+    max_replicas: 0 for a fixed number; otherwise Serve starts and ends replicas so that about target_queued_clips wait
+    at each, never fewer than num_replicas. A replica that is ended answers what it has accepted first.
+    """
 
     num_replicas: int = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     max_queued_clips: int = MAX_QUEUED_CLIPS
-    max_batch_clips: int = MAX_BATCH_CLIPS
+    max_replicas: int = 0
+    target_queued_clips: int = 192
+    memory_budget_mb: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.max_replicas and not 1 <= self.num_replicas <= self.max_replicas:
+            raise BadQuery(f"between {self.num_replicas} and {self.max_replicas} replicas there is no number to choose")
+        if self.target_queued_clips < 1 or self.memory_budget_mb < 1:
+            raise BadQuery(
+                f"target_queued_clips and memory_budget_mb must be at least 1, got {self.target_queued_clips} and "
+                f"{self.memory_budget_mb}"
+            )
 
 
 class TeacherReplica:
@@ -47,20 +66,32 @@ class TeacherReplica:
             num_threads=max(1, int(options.num_cpus)),
             device="cuda" if options.num_gpus > 0 else "cpu",
             max_queued_clips=options.max_queued_clips,
-            max_batch_clips=options.max_batch_clips,
+            budget_bytes=options.memory_budget_mb * 2**20,
         )
 
     async def infer(self, query: TeacherQuery) -> TeacherReply | TeacherError | DataError:
         """As Replica.infer."""
         return await self._replica.infer(query)
 
-    async def load(self, teacher: TeacherId) -> str:
-        """As Replica.load."""
-        return await self._replica.load(teacher)
+    async def prepare(self, teacher: TeacherId) -> str:
+        """As Replica.prepare."""
+        return await self._replica.prepare(teacher)
+
+    async def evict(self, teacher: TeacherId, *, keep_out: bool) -> bool:
+        """As Replica.evict."""
+        return await self._replica.evict(teacher, keep_out=keep_out)
+
+    async def compare(self, old: TeacherId, new: TeacherId, items: int, limit_s: float) -> GateReport:
+        """As Replica.compare."""
+        return await self._replica.compare(old, new, items, limit_s)
 
     async def describe(self) -> ReplicaState:
         """As Replica.describe."""
         return await self._replica.describe()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks for this again and again; see teacher_server.scaling."""
+        return {QUEUED_CLIPS: float(self._replica.queued_clips)}
 
     def check_health(self) -> None:
         """As Replica.check_health."""
@@ -111,34 +142,6 @@ def wait_until_deleted(teacher: TeacherId, deadline: float) -> None:
         time.sleep(POLL_S)
 
 
-def load_everywhere(teacher: TeacherId, deadline: float) -> set[str]:
-    """The digests under which the replicas serve a teacher, after they have loaded it.
-
-    A replica that is just starting is missed; it loads what the roster lists. Raises LibraryError and the like.
-    """
-    while True:
-        left_s = max(0.1, deadline - time.monotonic())
-        try:
-            digests = set(_broadcast("load", left_s, teacher))
-        except (RayError, RayServeException, TimeoutError) as error:  # a replica died: another is on its way
-            digests, reason = set(), one_line(error)
-        else:
-            reason = "no replica runs"
-        if digests:
-            return digests
-        if time.monotonic() + POLL_S > deadline:
-            raise TeacherUnavailable(str(teacher), 0.0, reason)
-        time.sleep(POLL_S)
-
-
-def describe_replicas(timeout_s: float) -> list[ReplicaState]:
-    """The state of every running replica. Raises TeacherUnavailable when one does not say."""
-    try:
-        return _broadcast("describe", timeout_s)
-    except (RayError, RayServeException, TimeoutError) as error:
-        raise TeacherUnavailable("service", timeout_s, one_line(error)) from None
-
-
 def wait_for_capacity(options: DeployOptions, timeout_s: float = CAPACITY_TIMEOUT_S) -> None:
     """Returns when the cluster has room for the replicas. Raises NoCapacity with one sentence, at once when no node
     is large enough: without this check Serve would wait for ever."""
@@ -157,11 +160,21 @@ def wait_for_capacity(options: DeployOptions, timeout_s: float = CAPACITY_TIMEOU
 
 
 def teacher_deployment(options: DeployOptions) -> Any:
-    """Every request holds at least one clip, so a replica's own limit in clips is reached before
-    max_ongoing_requests: refusals are typed and come at once. max_queued_requests is for when no replica lives."""
+    """The deployment, for the roster and for Serve config files.
+
+    Every request holds at least one clip, so a replica's own limit in clips is reached before max_ongoing_requests:
+    refusals are typed and come at once. max_queued_requests is for when no replica lives. There is no user_config:
+    which versions a replica loads is in the roster's file, which it reads when it starts, and later changes are
+    prepared and committed, for which user_config has no barrier.
+    """
+    number = (
+        {"autoscaling_config": _autoscaling(options)}
+        if options.max_replicas
+        else {"num_replicas": options.num_replicas}
+    )
     decorate = serve.deployment(
         name="TeacherReplica",
-        num_replicas=options.num_replicas,
+        **number,
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
         max_ongoing_requests=options.max_queued_clips,
         max_queued_requests=256,
@@ -176,12 +189,19 @@ def teacher_deployment(options: DeployOptions) -> Any:
     return decorate(TeacherReplica)
 
 
-def _broadcast(method: str, timeout_s: float, *args: object) -> list[Any]:
-    """What every running replica returns. Typed errors of ours come out as themselves."""
-    try:
-        return serve.get_app_handle(APP_NAME).broadcast(method, *args).results(timeout_s=timeout_s)
-    except ray.exceptions.RayTaskError as error:
-        raise typed_cause(error) from None
+def _autoscaling(options: DeployOptions) -> AutoscalingConfig:
+    return AutoscalingConfig(
+        min_replicas=options.num_replicas,
+        initial_replicas=options.num_replicas,
+        max_replicas=options.max_replicas,
+        upscale_delay_s=_UPSCALE_DELAY_S,
+        downscale_delay_s=_DOWNSCALE_DELAY_S,
+        look_back_period_s=_LOOK_BACK_S,
+        policy=AutoscalingPolicy(
+            policy_function="teacher_server.scaling:ScaleByQueuedClips",
+            policy_kwargs={"target_queued_clips": options.target_queued_clips},
+        ),
+    )
 
 
 def _failure() -> str:

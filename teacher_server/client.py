@@ -13,7 +13,7 @@ from ray.serve.exceptions import RayServeException
 
 from data.errors import DataError
 from teacher_server.contract import FailedReply, PendingReply, TeacherClient, unwrap
-from teacher_server.errors import TeacherError, TeacherUnavailable
+from teacher_server.errors import NoReplyYet, TeacherError, TeacherUnavailable
 from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply
 
 __all__ = ["APP_NAME", "PendingReply", "ServeTeacherClient", "TeacherClient", "one_line", "typed_cause"]
@@ -57,10 +57,12 @@ class _ServePending:
             reply = self._response.result(timeout_s=timeout_s)
         except RayTaskError as error:
             raise typed_cause(error) from None
-        except (TimeoutError, CancelledError) as error:  # Ray's GetTimeoutError is a TimeoutError too
-            raise self._unavailable(f"no reply ({type(error).__name__})") from None
+        except TimeoutError:  # Ray's GetTimeoutError is one too
+            raise NoReplyYet(str(self._teacher), self._waited_s(), "no reply yet") from None
+        except CancelledError:
+            raise TeacherUnavailable(str(self._teacher), self._waited_s(), "the question was cancelled") from None
         except (RayError, RayServeException) as error:
-            raise self._unavailable(one_line(error)) from None
+            raise TeacherUnavailable(str(self._teacher), self._waited_s(), one_line(error)) from None
         return unwrap(reply)
 
     def cancel(self) -> None:
@@ -68,8 +70,8 @@ class _ServePending:
         with contextlib.suppress(RayError, RayServeException, CancelledError):
             self._response.cancel()
 
-    def _unavailable(self, reason: str) -> TeacherUnavailable:
-        return TeacherUnavailable(str(self._teacher), time.monotonic() - self._submitted, reason)
+    def _waited_s(self) -> float:
+        return time.monotonic() - self._submitted
 
 
 def typed_cause(error: RayTaskError) -> Exception:

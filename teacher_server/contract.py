@@ -4,9 +4,9 @@
     client.submit(query) -> PendingReply ── result(timeout_s) -> TeacherReply
                                         └── cancel()
 
-Errors of `result`, the same for every client: TeacherUnavailable (no answer in time, or whoever had the question
-died), TeacherOverloaded, TeacherNotResident (all retryable: see teacher_server.retry); BadQuery, UnknownTeacher,
-LibraryError, StoreError (repeating would not help). `submit` itself never waits for an answer.
+Errors of `result`, the same for every client: NoReplyYet (no answer in time), any other TeacherUnavailable (whoever had
+the question died), TeacherOverloaded, TeacherNotResident (all retryable: see teacher_server.retry); BadQuery,
+UnknownTeacher, LibraryError, StoreError (repeating would not help). `submit` itself never waits for an answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PendingReply(Protocol):
     """One question that is on its way."""
 
     def result(self, timeout_s: float) -> TeacherReply:
-        """The reply. Raises TeacherUnavailable when there is none after `timeout_s` seconds."""
+        """The reply, however often it is asked for. Raises NoReplyYet when there is none after `timeout_s` seconds."""
         ...
 
     def cancel(self) -> None:
@@ -110,7 +110,7 @@ class OperatorControl(Protocol):
 class FailedReply:
     """A pending reply whose failure is known already."""
 
-    def __init__(self, error: TeacherError) -> None:
+    def __init__(self, error: TeacherError | DataError) -> None:
         self._error = error
 
     def result(self, timeout_s: float) -> TeacherReply:  # noqa: ARG002 the contract's signature

@@ -5,6 +5,7 @@
     client = service.client()                           # in any process of the cluster
     service.bind(run, ref, block); service.renew(run)
     service.release(run)                                # the last lease deletes what a run started
+    service.promote(name, version, who); service.rollback(name, who); service.evict(teacher, who)
 
 All of it goes through one named actor, the roster (teacher_server.roster_actor), so that of twenty jobs that start at
 once one deploys. Every call has a time limit; errors arrive as the types of teacher_server.errors.
@@ -13,6 +14,7 @@ once one deploys. Every call has a time limit; errors arrive as the types of tea
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from teacher_server.app import DeployOptions
 from teacher_server.client import ServeTeacherClient, one_line, typed_cause
 from teacher_server.contract import Acquired
 from teacher_server.errors import LibraryError, TeacherUnavailable
+from teacher_server.promotion import AliasRequest, GateFloors, Promotion
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
 from teacher_server.replica_state import ReplicaState
 from teacher_server.roster_actor import roster_handle
@@ -83,9 +86,39 @@ class TeacherService:
         """Ends the run's lease. Releasing twice does no harm."""
         self._call(timeout_s, "release", run)
 
-    def promote(self, name: str, version: int, who: str, timeout_s: float = 120.0) -> TeacherId:
-        """Points an alias at another version, once all replicas have loaded it. Raises TeacherMismatch."""
-        return self._call(timeout_s + CALL_MARGIN_S, "promote", name, version, who, timeout_s)
+    def restore(self, run: str, bindings: Sequence[Binding], highest_block: int, timeout_s: float = 30.0) -> None:
+        """Puts a run's timeline back from its checkpoint, unless the roster has a record of that run."""
+        self._call(timeout_s, "restore", run, list(bindings), highest_block)
+
+    def promote(
+        self,
+        name: str,
+        version: int,
+        who: str,
+        *,
+        floors: GateFloors | None = None,
+        expected: int | None = None,
+        timeout_s: float = 120.0,
+    ) -> Promotion:
+        """Points an alias at another version: all replicas load it, it is compared on recent views, one record.
+
+        expected: the version that the alias must point to now. Raises TeacherMismatch, AliasMoved, GateRefused,
+        OverBudget, LibraryError, UnknownTeacher, TeacherUnavailable; nothing has changed then.
+        """
+        request = AliasRequest(name, version, who, expected)
+        return self._promote(request, floors if floors is not None else GateFloors(), timeout_s)
+
+    def rollback(self, name: str, who: str, *, expected: int | None = None, timeout_s: float = 120.0) -> Promotion:
+        """Points an alias back at the version that it had before its last promotion; without a gate. Done twice it
+        goes back two promotions. Raises BadQuery when there is none, and as `promote`."""
+        return self._promote(AliasRequest(name, None, who, expected), GateFloors(), timeout_s)
+
+    def evict(self, teacher: TeacherId, who: str, *, timeout_s: float = 60.0) -> int:
+        """Unloads a version everywhere once its questions are answered; the number of replicas that held it.
+
+        Raises TeacherInUse, which names who needs it, and UnknownTeacher.
+        """
+        return self._call(timeout_s + CALL_MARGIN_S, "evict", teacher, who, timeout_s)
 
     def aliases(self, timeout_s: float = 30.0) -> dict[str, TeacherId]:
         """Every name in use and the version that it points to."""
@@ -111,6 +144,10 @@ class TeacherService:
     def client(self) -> ServeTeacherClient:
         """A client of the app for this process."""
         return ServeTeacherClient()
+
+    def _promote(self, request: AliasRequest, floors: GateFloors, timeout_s: float) -> Promotion:
+        """One request for all tries, so that a promotion which was carried out is not carried out again."""
+        return self._call(timeout_s + CALL_MARGIN_S, "promote", request, floors, timeout_s)
 
     def _call(self, timeout_s: float, method: str, *args: object) -> Any:
         """Calls the roster. When the actor dies the call is repeated: every method may be."""

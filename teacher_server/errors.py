@@ -5,6 +5,7 @@
     │   ├── TeacherNotResident     the replica has not loaded that version; it starts loading it
     │   ├── TeacherOverloaded      the replica's queue is full
     │   └── TeacherUnavailable     nobody answered in time
+    │       └── NoReplyYet         the time is up, and the question is still on its way
     ├── UnknownTeacher             no such name or version in the library
     ├── TeacherMismatch            the card does not fit the run
     ├── NoCapacity                 the cluster has no room for a teacher replica
@@ -34,10 +35,14 @@ class RetryableTeacherError(TeacherError):
 
 
 class TeacherNotResident(RetryableTeacherError):
-    """Argument: the teacher that was asked for."""
+    """Arguments: the teacher that was asked for, what happens to it."""
+
+    def __init__(self, teacher: str, fate: str = "it is being loaded, ask again") -> None:
+        super().__init__(teacher, fate)
 
     def __str__(self) -> str:
-        return f"teacher {self.args[0]} is not loaded on this replica yet: it is being loaded, ask again"
+        teacher, fate = self.args
+        return f"teacher {teacher} is not loaded on this replica: {fate}"
 
 
 class TeacherOverloaded(RetryableTeacherError):
@@ -60,6 +65,10 @@ class TeacherUnavailable(RetryableTeacherError):
     def __str__(self) -> str:
         teacher, waited_s, reason = self.args
         return f"teacher {teacher} did not answer within {waited_s:.1f} s: {reason}"
+
+
+class NoReplyYet(TeacherUnavailable):
+    """The time to wait is up; the question is still on its way, so waiting again may bring the reply."""
 
 
 class UnknownTeacher(TeacherError):

@@ -7,7 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from teacher_server.protocol import TeacherId
+from teacher_server.protocol import TeacherId, new_request_id
+
+
+@dataclass(frozen=True)
+class AliasRequest:
+    """An alias that is to point elsewhere. version: None for the one before the last promotion, a rollback.
+
+    expected: the version that it must point to now. change_id: the same when the call is repeated.
+    """
+
+    name: str
+    version: int | None
+    who: str
+    expected: int | None = None
+    change_id: str = field(default_factory=new_request_id)
 
 
 @dataclass(frozen=True)

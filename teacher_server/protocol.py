@@ -21,6 +21,7 @@ from teacher_server.errors import BadQuery, BadReply
 
 LogitsDtype = Literal["float32", "float16"]
 MAX_WEIGHT = 100.0
+MAX_RUN_NAME = 200  # characters: replicas remember the names of runs
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _REF_PATTERN = re.compile(rf"({NAME_PATTERN.pattern})(?:@([1-9][0-9]{{0,8}}))?")
@@ -119,6 +120,8 @@ class TeacherQuery:
             raise BadQuery(f"dtype must be float32 or float16, got {self.dtype!r}")
         if not 0 < self.weight <= MAX_WEIGHT:
             raise BadQuery(f"weight must be > 0 and at most {MAX_WEIGHT:g}, got {self.weight}")
+        if len(self.run) > MAX_RUN_NAME:
+            raise BadQuery(f"a run's name has at most {MAX_RUN_NAME} characters, got {len(self.run)}")
         if self.views_per_item < 1:
             raise BadQuery(f"views_per_item must be at least 1, got {self.views_per_item}")
         if self.pixels is not None:

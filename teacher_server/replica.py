@@ -1,15 +1,17 @@
 """A teacher replica: the class that Ray Serve runs. One process, one device, several teachers.
 
-infer(query) ──► resident? ──► check ──► Batcher (merge, render, forward) ──► reply
-                    │ no: TeacherNotResident, and it is loaded in the background
+infer(query) ──► resident? ──► check ──► shared? ──► Batcher (merge, render, forward) ──► soften ──► reply
+                    │ no                   │ yes: the answer that was made for an equal question
+                    └─► TeacherNotResident, and it is loaded in the background (teacher_server.residents)
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +20,35 @@ import ray
 from numpy.typing import NDArray
 
 from data.errors import DataError
-from teacher_server.answering import ClipShape, StoreCache, answer_together, check_query, load_pixels, make_reply
-from teacher_server.batching import Batcher, BatchRecord
-from teacher_server.errors import LibraryError, TeacherError, TeacherNotResident, UnknownTeacher
+from data.views import ViewBatch
+from teacher_server.answering import (
+    ClipShape,
+    StoreCache,
+    answer_together,
+    check_query,
+    join_answers,
+    load_pixels,
+    make_reply,
+)
+from teacher_server.batching import Batched, Batcher, BatchRecord, Part
+from teacher_server.ensemble import load_teacher
+from teacher_server.errors import TeacherError
+from teacher_server.gate import NO_ITEMS, ForwardTime, compare_logits
 from teacher_server.library import TeacherLibrary
 from teacher_server.metrics import ReplicaMetrics
-from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply
+from teacher_server.promotion import GateReport
+from teacher_server.protocol import PhaseSeconds, TeacherId, TeacherQuery, TeacherReply, new_request_id
+from teacher_server.recent import RecentQuestions
 from teacher_server.replica_state import ReplicaState
+from teacher_server.residents import Residents
 from teacher_server.roster import Roster
-from teacher_server.teacher import FrozenTeacher, TeacherAnswer
+from teacher_server.sharing import SharedAnswers, share_key
+from teacher_server.teacher import Teacher, TeacherAnswer
 
 STUCK_AFTER_S = 300.0
+MAX_SHARED_ANSWERS = 64  # some steps of several students; an answer is logits and features, no pixels
+GATE_RUN = "(gate)"
+GATE_WEIGHT = 0.25  # of a run's share
 
 
 @dataclass(frozen=True)
@@ -43,30 +63,45 @@ class _BatchKey:
 
 
 class Replica:
-    """Ready once it holds what the roster says that aliases and live runs need; others are loaded when asked for."""
+    """Ready once it holds what the roster says that aliases, promotions and live runs need; others are loaded when
+    asked for."""
 
     def __init__(
-        self, library_root: str, *, num_threads: int, device: str, max_queued_clips: int, max_batch_clips: int
+        self, library_root: str, *, num_threads: int, device: str, max_queued_clips: int, budget_bytes: int
     ) -> None:
         self._num_threads = num_threads
         self._library = TeacherLibrary(Path(library_root))
         self._device = device
-        self._teachers: dict[TeacherId, FrozenTeacher] = {}
-        self._failed: dict[TeacherId, TeacherError] = {}
-        self._loads: dict[TeacherId, asyncio.Task[None]] = {}
-        self._load_thread = ThreadPoolExecutor(1, thread_name_prefix="load-teacher")
         self._stores = StoreCache()
         self._metrics = ReplicaMetrics()
         self._batches = self._batch_requests = self._batch_clips = 0
+        self._forward_times: dict[TeacherId, ForwardTime] = {}
+        self._shared: SharedAnswers[Batched[TeacherAnswer]] = SharedAnswers(MAX_SHARED_ANSWERS)
+        self._recent = RecentQuestions()
         self._batcher: Batcher[_BatchKey, TeacherQuery, NDArray[np.uint8], TeacherAnswer] = Batcher(
-            self._load_pixels,
+            lambda query: load_pixels(query, self._stores),
             self._forward,
-            max_batch_clips=max_batch_clips,
+            join_answers,
+            pass_items=lambda key: self._residents[key.teacher].card.chunk_items * num_threads,
             max_queued_clips=max_queued_clips,
             on_batch=self._count_batch,
         )
-        for teacher in sorted(Roster(self._library).required()):
-            self._load_now(teacher)
+        roster = Roster(self._library)
+        self._residents = Residents(
+            self._library,
+            lambda entry: load_teacher(entry, device, num_threads),
+            roster.is_bound,
+            budget_bytes=budget_bytes,
+            on_change=lambda teacher, num_bytes: self._metrics.resident(str(teacher), num_bytes),
+        )
+        # Read again after loading: a promotion that began meanwhile could not see this replica.
+        while missing := roster.required() - self._residents.known():
+            self._residents.load_now(sorted(missing))
+
+    @property
+    def queued_clips(self) -> int:
+        """Clips accepted and not answered yet."""
+        return self._batcher.queued_clips
 
     async def infer(self, query: TeacherQuery) -> TeacherReply | TeacherError | DataError:
         """Answers a question, or returns why not, as teacher_server.client says. A refusal is no exception: Serve
@@ -80,19 +115,41 @@ class Replica:
             return refusal
         finally:
             # A label must not take whatever names clients make up.
-            label = str(query.teacher) if query.teacher in self._teachers else "not loaded"
+            label = str(query.teacher) if query.teacher in self._residents else "not loaded"
             self._metrics.request(label, outcome)
         self._metrics.queue(reply.seconds.queue, self._batcher.queued_clips)
         return reply
 
-    async def load(self, teacher: TeacherId) -> str:
-        """Loads a teacher, again if that failed before, and returns its digest. Raises LibraryError and the like."""
-        if teacher not in self._teachers:
-            self._failed.pop(teacher, None)
-            await asyncio.shield(self._start_loading(teacher))
-            if teacher in self._failed:
-                raise self._failed[teacher]
-        return self._teachers[teacher].digest
+    async def prepare(self, teacher: TeacherId) -> str:
+        """As Residents.prepare."""
+        return await self._residents.prepare(teacher)
+
+    async def evict(self, teacher: TeacherId, *, keep_out: bool) -> bool:
+        """As Residents.evict."""
+        was_held = await self._residents.evict(teacher, keep_out=keep_out)
+        self._forward_times.pop(teacher, None)
+        return was_held
+
+    async def compare(self, old: TeacherId, new: TeacherId, items: int, limit_s: float) -> GateReport:
+        """Asks both versions about the views of recent questions, as a run of little weight, for at most limit_s
+        seconds. Views that cannot be answered are left out; so is everything when the old version is not loaded."""
+        if old not in self._residents or new not in self._residents:
+            return NO_ITEMS
+        deadline = time.monotonic() + limit_s
+        with self._residents.use(old, GATE_RUN) as teacher, self._residents.use(new, GATE_RUN):
+            before = {who: self._forward_times.get(who, ForwardTime()) for who in (old, new)}
+            answers = []
+            for views in self._recent.take(teacher.card.views_per_item, None, items):
+                for first in range(0, views.batch.num_items, teacher.card.chunk_items):
+                    chunk = views.batch.items(first, min(first + teacher.card.chunk_items, views.batch.num_items))
+                    asking = (self._ask_for_gate(who, chunk, views.store, deadline) for who in (old, new))
+                    answers.append(await asyncio.gather(*asking))
+            times = {who: self._forward_times.get(who, ForwardTime()) - before[who] for who in (old, new)}
+        pairs = [(a.logits, b.logits) for a, b in answers if a is not None and b is not None]
+        if not pairs:
+            return NO_ITEMS
+        old_IK, new_IK = (np.concatenate(logits) for logits in zip(*pairs, strict=True))
+        return compare_logits(old_IK, new_IK, times[old], times[new])
 
     async def describe(self) -> ReplicaState:
         """What it holds and has done."""
@@ -101,12 +158,15 @@ class Replica:
             node_id=ray.get_runtime_context().get_node_id(),
             device=self._device,
             library_root=str(self._library.root),
-            teachers={str(teacher): frozen.digest for teacher, frozen in sorted(self._teachers.items())},
-            failed={str(teacher): str(error) for teacher, error in sorted(self._failed.items())},
+            teachers={str(teacher): held.digest for teacher, held in self._residents.held().items()},
+            failed={str(teacher): str(error) for teacher, error in self._residents.failed().items()},
             queued_clips=self._batcher.queued_clips,
             batches=self._batches,
             batch_requests=self._batch_requests,
             batch_clips=self._batch_clips,
+            shared=self._shared.hits,
+            resident_bytes=self._residents.num_bytes,
+            budget_bytes=self._residents.budget_bytes,
         )
 
     def check_health(self) -> None:
@@ -116,51 +176,67 @@ class Replica:
             raise RuntimeError(f"a forward pass has taken {busy_s:.0f} s, at most {STUCK_AFTER_S:.0f} s are expected")
 
     async def _answer(self, query: TeacherQuery) -> TeacherReply:
-        teacher = self._resident(query.teacher)
-        key = _BatchKey(query.teacher, check_query(query, teacher.card))
-        batched = await self._batcher.submit(key, query, query.num_clips, query.timeout_s)
-        return make_reply(query, teacher, batched.result, batched.seconds)
+        arrived = time.monotonic()
+        with self._residents.use(query.teacher, query.run) as teacher:
+            shape = check_query(query, teacher.card)
+            key = share_key(teacher.digest, query)
+            if key is None:
+                batched, shared = await self._ask(query, shape), False
+            else:
+                batched, shared = await self._shared.get(key, query.num_clips, lambda: self._ask(query, shape))
+            if not shared:
+                self._recent.add(query, shape)
+                return make_reply(query, teacher, batched.result, batched.seconds)
+            self._metrics.shared()
+            return make_reply(query, teacher, batched.result, PhaseSeconds(queue=time.monotonic() - arrived))
 
-    def _resident(self, teacher: TeacherId) -> FrozenTeacher:
-        if teacher in self._teachers:
-            return self._teachers[teacher]
-        if teacher in self._failed:
-            raise self._failed[teacher]
-        known = self._library.versions(teacher.name)
-        if teacher.version not in known:
-            raise UnknownTeacher(str(teacher), tuple(f"{teacher.name}@{version}" for version in known))
-        self._start_loading(teacher)
-        raise TeacherNotResident(str(teacher))
+    async def _ask(self, query: TeacherQuery, shape: ClipShape) -> Batched[TeacherAnswer]:
+        return await self._batcher.submit(
+            _BatchKey(query.teacher, shape),
+            query,
+            num_items=query.num_clips // query.views_per_item,
+            clips_per_item=query.views_per_item,
+            timeout_s=query.timeout_s,
+            run=query.run,
+            weight=query.weight,
+        )
 
-    def _start_loading(self, teacher: TeacherId) -> asyncio.Task[None]:
-        task = self._loads.get(teacher)
-        if task is None:
-            task = self._loads[teacher] = asyncio.get_running_loop().create_task(self._load_in_background(teacher))
-        return task
-
-    async def _load_in_background(self, teacher: TeacherId) -> None:
+    async def _ask_for_gate(
+        self, teacher: TeacherId, chunk: ViewBatch, store: str, deadline: float
+    ) -> TeacherAnswer | None:
+        """A version's answer to views; None when it cannot be had."""
+        query = TeacherQuery(
+            request_id=new_request_id(),
+            teacher=teacher,
+            temperature=1.0,
+            views_per_item=chunk.views_per_item,
+            run=GATE_RUN,
+            views=chunk.to_bytes(),
+            store=store,
+            timeout_s=deadline - time.monotonic(),
+            weight=GATE_WEIGHT,
+        )
         try:
-            await asyncio.get_running_loop().run_in_executor(self._load_thread, self._load_now, teacher)
-        finally:
-            del self._loads[teacher]
+            return (await self._ask(query, check_query(query, self._residents[teacher].card))).result
+        except (TeacherError, DataError):  # its store is gone, the queue is full, the time is up
+            return None
 
-    def _load_now(self, teacher: TeacherId) -> None:
-        """A teacher that cannot be loaded is remembered with the reason; it must not keep the others from serving."""
-        try:
-            self._teachers[teacher] = FrozenTeacher.load(self._library.entry(teacher), self._device, self._num_threads)
-        except TeacherError as error:
-            self._failed[teacher] = error
-        except RuntimeError as error:  # torch's, such as no memory left on the device
-            self._failed[teacher] = LibraryError(str(teacher), f"cannot be loaded: {str(error).splitlines()[0]}")
-
-    def _load_pixels(self, query: TeacherQuery) -> NDArray[np.uint8]:
-        return load_pixels(query, self._stores)
-
-    def _forward(self, key: _BatchKey, pixels: Sequence[NDArray[np.uint8]]) -> list[TeacherAnswer]:
-        return answer_together(self._teachers[key.teacher], pixels)
+    def _forward(self, key: _BatchKey, parts: Sequence[Part[NDArray[np.uint8]]]) -> list[TeacherAnswer]:
+        teacher = self._residents[key.teacher]
+        began = time.monotonic()
+        answers = answer_together(teacher, parts)
+        took = ForwardTime(time.monotonic() - began, _padded_clips(teacher, parts))
+        self._forward_times[key.teacher] = self._forward_times.get(key.teacher, ForwardTime()) + took
+        return answers
 
     def _count_batch(self, record: BatchRecord) -> None:
         self._batches += 1
         self._batch_requests += record.requests
         self._batch_clips += record.clips
         self._metrics.batch(record)
+
+
+def _padded_clips(teacher: Teacher, parts: Sequence[Part[NDArray[np.uint8]]]) -> int:
+    """Clips that a pass computes: whole chunks."""
+    chunks = math.ceil(sum(part.num_items for part in parts) / teacher.card.chunk_items)
+    return chunks * teacher.card.chunk_items * teacher.card.views_per_item

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class ReplicaState:
     """What a replica says of itself. teachers: `name@version` -> digest; failed: -> why it could not be loaded.
 
-    batches, batch_requests, batch_clips: forward passes so far, and what they held in all.
+    batches, batch_requests, batch_clips: forward passes so far, and what they held in all. shared: questions answered
+    without one of their own. resident_bytes: memory that the loaded weights take, of budget_bytes at most.
     """
 
     pid: int
@@ -22,3 +23,6 @@ class ReplicaState:
     batches: int
     batch_requests: int
     batch_clips: int
+    shared: int
+    resident_bytes: int
+    budget_bytes: int

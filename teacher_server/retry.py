@@ -5,6 +5,9 @@
                         └── cancel, back off, ask again ┘   until `budget_s` is spent: TeacherUnavailable
 
 Repeating is safe: logits are a pure function of the question. A reply is used only if it answers exactly its query.
+When the oldest question is asked again, the others in flight that failed as well go with it, so that a dead replica
+costs one back-off and not one for each question. For a teacher that is known to be away, `get_soon` makes one short
+try; a question that goes unanswered then stays on its way as the probe, which tells when the teacher is back.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from data.errors import DataError
 from teacher_server.contract import PendingReply, TeacherClient
-from teacher_server.errors import RetryableTeacherError, TeacherUnavailable
+from teacher_server.errors import NoReplyYet, RetryableTeacherError, TeacherError, TeacherUnavailable
 from teacher_server.protocol import TeacherQuery, TeacherReply, check_reply
 
 
@@ -48,6 +52,18 @@ class AskStats:
     last_error: str = ""
 
 
+@dataclass
+class Question:
+    """A query on its way. since: when its budget began, at its first failure or wait; None before both."""
+
+    query: TeacherQuery
+    digest: str
+    pending: PendingReply
+    asked_at: float
+    since: float | None = None
+    failures: int = 0
+
+
 class Asker:
     """Repeats a question until it is answered, the budget is spent, or the error is not a retryable one.
 
@@ -75,37 +91,112 @@ class Asker:
     def ask(self, query: TeacherQuery, *, digest: str) -> TeacherReply:
         """The checked reply. Raises TeacherUnavailable naming the teacher and the last reason once the budget is
         spent, BadReply for an answer that must not be used, BadQuery and the like as they come."""
-        return self.finish(query, self.client.submit(query), digest=digest)
+        return self.finish(self.start(query, digest=digest))
 
-    def finish(self, query: TeacherQuery, pending: PendingReply, *, digest: str) -> TeacherReply:
-        """Waits for a query that is on its way already; otherwise as `ask`."""
+    def start(self, query: TeacherQuery, *, digest: str) -> Question:
+        """Sends a question without waiting."""
+        return Question(query, digest, self.client.submit(query), self._clock())
+
+    def finish(self, question: Question, others: Callable[[], Iterable[Question]] = tuple) -> TeacherReply:
+        """Waits for the answer, repeating the question where that helps; raises as `ask`.
+
+        others: questions that are also on their way; those that failed too are repeated together with this one.
+        """
         self.stats.queries += 1
-        started, failures = self._clock(), 0
-        while True:
-            left_s = started + self.policy.budget_s - self._clock()
-            try:
-                reply = pending.result(timeout_s=max(0.0, min(self.policy.attempt_timeout_s, left_s)))
-                self.stats.waited_s += self._clock() - started
-                return check_reply(query, reply, digest=digest, num_classes=self._num_classes)
-            except RetryableTeacherError as error:
-                pending.cancel()
-                failures += 1
-                pause_s = self.policy.pause_s(failures, self._rng)
-                self._give_up_or_count(query, error, started, pause_s)
-            self._sleep(pause_s)
-            self.stats.retries += 1
-            pending = self.client.submit(query)
+        began = self._clock()
+        question.since = began if question.since is None else question.since
+        try:
+            while True:
+                try:
+                    return self._wait(question, question.since + self.policy.budget_s - self._clock())
+                except RetryableTeacherError as error:
+                    pause_s = self._give_up_or_pause(question, question.since, error)
+                self._sleep(pause_s)
+                self._repeat(question)
+                for other in others():
+                    self._repeat_if_failed(other)
+        finally:
+            self.stats.waited_s += self._clock() - began
 
-    def _give_up_or_count(
-        self, query: TeacherQuery, error: RetryableTeacherError, started: float, pause_s: float
-    ) -> None:
-        reason = error.args[2] if isinstance(error, TeacherUnavailable) else str(error)
-        self.stats.dropped += 1
-        self.stats.last_error = reason
-        waited_s = self._clock() - started
+    def try_once(self, question: Question, wait_s: float) -> TeacherReply:
+        """The checked reply, if it comes within so many seconds. Raises NoReplyYet, and then the question is still on
+        its way, or what it failed with. It is not repeated."""
+        self.stats.queries += 1
+        began = self._clock()
+        try:
+            return self._wait(question, wait_s)
+        except RetryableTeacherError as error:
+            self._note_dropped(error)
+            raise
+        finally:
+            self.stats.waited_s += self._clock() - began
+
+    def has_answer(self, question: Question) -> bool:
+        """Whether somebody has answered a question that nobody waits for any more. Raises NoReplyYet while it is on
+        its way; once it has been so for longer than one try may take, it is cancelled and counts as failed."""
+        try:
+            question.pending.result(timeout_s=0.0)
+        except NoReplyYet:
+            if self._clock() - question.asked_at < self.policy.attempt_timeout_s:
+                raise
+            question.pending.cancel()
+            return False
+        except RetryableTeacherError:
+            return False
+        return True
+
+    def move_to(self, client: TeacherClient, questions: Iterable[Question]) -> None:
+        """Asks another client from now on, also the questions that are on their way; those tries are dropped."""
+        self.client = client
+        for question in questions:
+            question.pending.cancel()
+            self.stats.dropped += 1
+            self._repeat(question)
+
+    def _wait(self, question: Question, limit_s: float) -> TeacherReply:
+        timeout_s = max(0.0, min(self.policy.attempt_timeout_s, limit_s))
+        reply = question.pending.result(timeout_s=timeout_s)
+        return check_reply(question.query, reply, digest=question.digest, num_classes=self._num_classes)
+
+    def _give_up_or_pause(self, question: Question, since: float, error: RetryableTeacherError) -> float:
+        """Seconds to wait before the next try. Raises TeacherUnavailable when the budget does not allow one."""
+        question.pending.cancel()
+        question.failures += 1
+        reason = self._note_dropped(error)
+        pause_s = self.policy.pause_s(question.failures, self._rng)
+        waited_s = self._clock() - since
         if waited_s + pause_s >= self.policy.budget_s:
-            self.stats.waited_s += waited_s
-            raise TeacherUnavailable(str(query.teacher), waited_s, reason) from error
+            raise TeacherUnavailable(str(question.query.teacher), waited_s, reason) from error
+        return pause_s
+
+    def _repeat(self, question: Question) -> None:
+        self.stats.retries += 1
+        question.pending = self.client.submit(question.query)
+        question.asked_at = self._clock()
+
+    def _repeat_if_failed(self, question: Question) -> None:
+        """Asks again at once unless the reply is there or may still come. What repeating does not help, a spent budget
+        included, is left for the turn of this question."""
+        try:
+            question.pending.result(timeout_s=0.0)
+        except NoReplyYet:
+            return
+        except RetryableTeacherError as error:
+            question.since = self._clock() if question.since is None else question.since
+            if self._clock() - question.since >= self.policy.budget_s:
+                return
+            question.pending.cancel()
+            question.failures += 1
+            self._note_dropped(error)
+            self._repeat(question)
+        except (TeacherError, DataError):
+            return
+
+    def _note_dropped(self, error: RetryableTeacherError) -> str:
+        """Counts a try that was given up on; the reason in words."""
+        self.stats.dropped += 1
+        self.stats.last_error = error.args[2] if isinstance(error, TeacherUnavailable) else str(error)
+        return self.stats.last_error
 
 
 def ask(
@@ -121,17 +212,11 @@ def ask(
     return Asker(client, num_classes=num_classes, policy=policy, rng=rng).ask(query, digest=digest)
 
 
-@dataclass(frozen=True)
-class _InFlight:
-    query: TeacherQuery
-    digest: str
-    pending: PendingReply
-
-
 class Prefetcher:
     """Keeps up to `depth` questions in flight and hands the replies back in the order of the questions.
 
-    Every query that was put is answered exactly once by `get`, or `get` raises for it and goes on to the next.
+    Every query that was put is answered exactly once by `get` or `get_soon`, or these raise for it and go on to the
+    next. One thread may put while another gets.
     """
 
     def __init__(self, asker: Asker, depth: int) -> None:
@@ -139,7 +224,8 @@ class Prefetcher:
             raise ValueError(f"depth must be at least 1, got {depth}")
         self.depth = depth
         self._asker = asker
-        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight: deque[Question] = deque()
+        self._probe: Question | None = None
 
     def __len__(self) -> int:
         return len(self._in_flight)
@@ -158,17 +244,50 @@ class Prefetcher:
         """Sends a question. Raises RuntimeError when `depth` of them are in flight already."""
         if self.full:
             raise RuntimeError(f"{self.depth} questions are in flight already: take an answer with get() first")
-        self._in_flight.append(_InFlight(query, digest, self._asker.client.submit(query)))
+        self._in_flight.append(self._asker.start(query, digest=digest))
 
     def get(self) -> TeacherReply:
         """The reply to the oldest question; waits, and repeats the question where that helps. Raises as Asker.ask;
         RuntimeError when nothing was asked."""
-        if not self._in_flight:
-            raise RuntimeError("nothing was asked: put() a query first")
-        oldest = self._in_flight.popleft()
-        return self._asker.finish(oldest.query, oldest.pending, digest=oldest.digest)
+        # A tuple made in one call: the other thread may put while this one walks over it.
+        return self._asker.finish(self._oldest(), others=lambda: tuple(self._in_flight))
+
+    def get_soon(self, wait_s: float) -> TeacherReply:
+        """As `get`, for a teacher that is away: one try of at most `wait_s` seconds. Raises as Asker.try_once."""
+        oldest = self._oldest()
+        try:
+            return self._asker.try_once(oldest, wait_s)
+        except NoReplyYet:
+            if self._probe is None:
+                self._probe = oldest
+            else:
+                oldest.pending.cancel()
+            raise
+
+    def is_back(self) -> bool:
+        """Whether a question that `get_soon` went on without was answered meanwhile. Its reply is not used."""
+        if self._probe is None:
+            return False
+        try:
+            answered = self._asker.has_answer(self._probe)
+        except NoReplyYet:
+            return False
+        self._probe = None
+        return answered
+
+    def move_to(self, client: TeacherClient) -> None:
+        """Asks `client` from now on, also what is in flight. Nothing may be put meanwhile."""
+        self._asker.move_to(client, self._in_flight)
 
     def close(self) -> None:
         """Cancels what is in flight. The client stays open."""
+        if self._probe is not None:
+            self._probe.pending.cancel()
+            self._probe = None
         while self._in_flight:
             self._in_flight.popleft().pending.cancel()
+
+    def _oldest(self) -> Question:
+        if not self._in_flight:
+            raise RuntimeError("nothing was asked: put() a query first")
+        return self._in_flight.popleft()

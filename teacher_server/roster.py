@@ -1,83 +1,116 @@
 """The roster: which version each name means, which version each run was bound to, and who still needs the service.
 
     RosterState   pure and frozen; every change is a method that returns a new state
-    Roster        the same on disk: read, change, write under a lock file, so that several processes may share it
+    RosterFile    the same on disk, under a lock
+    RosterLeases  who needs which app, and for how long
+    Roster        the rest: aliases and bindings of one teacher library
 
-One JSON file in the teacher library's folder holds everything that must outlive a crash. A change is durable (fsync,
-rename, fsync of the folder) before the method that makes it returns. Needs neither Ray nor torch.
+An alias moves in two steps, `begin` and `commit` (or `abort`), between which the replicas prepare the new version; a
+replica that starts in between loads it too. One JSON file in the teacher library's folder holds everything that must
+outlive a crash. Needs neither Ray nor torch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from data.atomic import write_atomic
-from teacher_server.card import TeacherCard
-from teacher_server.errors import BadQuery, LibraryError, TeacherMismatch, TeacherUnavailable
-from teacher_server.library import CARD, WEIGHTS, TeacherEntry, TeacherLibrary
+from teacher_server.card import Card, signature_differences
+from teacher_server.errors import (
+    AliasMoved,
+    BadQuery,
+    LibraryError,
+    TeacherInUse,
+    TeacherMismatch,
+    UnknownTeacher,
+)
+from teacher_server.library import CARD, TeacherEntry, TeacherLibrary
+from teacher_server.promotion import AliasRequest
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
-from teacher_server.roster_state import AliasChange, Lease, RosterState, Span, parse_state
+from teacher_server.roster_leases import LEASE_TTL_S, RosterLeases
+from teacher_server.roster_state import AliasChange, Pending, RosterState, Span, Timeline
 
 BLOCK_STEPS = 8  # optimiser steps that share one binding
-LEASE_TTL_S = 120.0
-LOCK_TIMEOUT_S = 10.0
-FORGET_AFTER_S = 24 * 3600.0  # by then the cluster of an expired lease is gone, or it would have swept it
 ROSTER_FILE = "roster.json"
 
-_Result = TypeVar("_Result")
+
+@dataclass(frozen=True)
+class Proposal:
+    """A version that an alias may point to. previous: None for a new alias. settled: it points there already."""
+
+    request: AliasRequest
+    teacher: TeacherId
+    digest: str
+    previous: TeacherId | None
+    settled: bool
 
 
-class Roster:
+class Roster(RosterLeases):
     """The roster file of one teacher library. Reading it never writes; a missing file is an empty roster."""
 
     def __init__(
         self, library: TeacherLibrary, path: Path | None = None, clock: Callable[[], float] = time.time
     ) -> None:
+        super().__init__(path if path is not None else library.root / ROSTER_FILE, clock)
         self.library = library
-        self.path = path if path is not None else library.root / ROSTER_FILE
-        self._clock = clock
-        self._entries: dict[Hashable, TeacherEntry] = {}
-
-    def state(self) -> RosterState:
-        """What the file says now. Raises LibraryError when it is damaged; it is never replaced in silence."""
-        try:
-            text = self.path.read_bytes()
-        except FileNotFoundError:
-            return RosterState()
-        except OSError as error:
-            raise LibraryError(str(self.path), f"cannot be read: {error.strerror}") from None
-        return parse_state(str(self.path), text)
+        self._entries: dict[TeacherId, tuple[TeacherEntry, tuple[tuple[int, ...], ...]]] = {}
 
     def resolve(self, ref: TeacherRef) -> TeacherId:
         """The version that `ref` means now. The first use of a name imports the bundled teachers and makes the alias.
 
         Raises UnknownTeacher, which lists the known ones.
         """
-        return self._change(lambda state: self._resolve(state, ref))
+        return self._file.change(lambda state: self._resolve(state, ref))
 
     def aliases(self) -> dict[str, TeacherId]:
         """Every name in use and the version that it points to."""
         return {name: TeacherId(name, version) for name, version in sorted(self.state().aliases.items())}
 
+    def begin(self, request: AliasRequest, app: str) -> Proposal:
+        """Notes that the replicas of an app are to prepare a version; settled when there is nothing to do.
+
+        Raises AliasMoved, UnknownTeacher; TeacherMismatch, with every difference, unless the version has the signature
+        of the present one; BadQuery for a rollback of an alias that never moved.
+        """
+
+        def change(state: RosterState) -> tuple[RosterState, Proposal]:
+            proposal = self._propose(state, request)
+            if proposal.settled:
+                return state, proposal
+            return state.with_pending(request.name, Pending(version=proposal.teacher.version, app=app)), proposal
+
+        return self._file.change(change)
+
+    def commit(self, proposal: Proposal) -> None:
+        """The alias points to the version from here on; bound blocks keep theirs. Raises AliasMoved."""
+
+        def change(state: RosterState) -> tuple[RosterState, None]:
+            found, previous = state.aliases.get(proposal.request.name), proposal.previous
+            if previous is not None and found != previous.version:
+                raise AliasMoved(proposal.request.name, previous.version, found)
+            return self._moved(state, proposal), None
+
+        self._file.change(change)
+
+    def abort(self, name: str) -> None:
+        """Nothing is being prepared for this alias any more; it is as it was."""
+        self._file.change(lambda state: (state.without_pending(name), None))
+
+    def abort_all(self, app: str) -> None:
+        """The same for all aliases that this app was preparing versions for."""
+        self._file.change(lambda state: (state.without_pending_of(app), None))
+
     def promote(self, name: str, version: int, who: str) -> TeacherId:
-        """Points the alias at another version; bound blocks keep theirs. Raises as check_promotion."""
+        """`begin` and `commit` in one, for when no replica must prepare. Raises as `begin`."""
 
         def change(state: RosterState) -> tuple[RosterState, TeacherId]:
-            state, target = self._promotable(state, name, version)
-            return state.with_alias(name, version, who, self._clock()), target
+            proposal = self._propose(state, AliasRequest(name, version, who))
+            return self._moved(state, proposal), proposal.teacher
 
-        return self._change(change)
-
-    def check_promotion(self, name: str, version: int) -> TeacherId:
-        """The version, if the alias may point to it. Raises UnknownTeacher; TeacherMismatch, with every difference,
-        unless it has the signature of the present one."""
-        return self._change(lambda state: self._promotable(state, name, version))
+        return self._file.change(change)
 
     def bind(self, run: str, ref: TeacherRef, block: int) -> Binding:
         """The version that a block of a run's steps uses. The first call decides and is durable before it returns;
@@ -100,7 +133,7 @@ class Roster:
             assert span is not None
             return state, self._binding(span, block)
 
-        return self._change(change)
+        return self._file.change(change)
 
     def preview(self, run: str, ref: TeacherRef) -> Binding:
         """What the run's next unbound block would be bound to now; nothing is recorded but a new alias."""
@@ -115,77 +148,102 @@ class Roster:
         spans = timeline.spans if timeline is not None else ()
         return [Binding(TeacherId.parse(span.teacher), span.digest, span.from_block) for span in spans]
 
-    def acquire(self, run: str, app: str, teacher: TeacherId, *, deploying: bool) -> Lease:
-        """Notes that a run needs an app and a teacher for the next LEASE_TTL_S seconds.
+    def restore(self, run: str, bindings: Sequence[Binding], highest_block: int) -> None:
+        """Puts a run's timeline back from its checkpoint, unless there is a record of the run here, which outranks it.
 
-        deploying: whether the app is about to be started for this run; the last lease then ends it. An app that runs
-        already keeps its origin, and one without any lease is an operator's, which no run ever ends.
+        bindings: as `timeline` gave them. highest_block: the last block that was bound. Raises BadQuery for a timeline
+        that no run can have had; an empty one changes nothing.
         """
+        blocks = [binding.block for binding in bindings]
+        if not blocks:
+            return
+        if blocks[0] != 0 or blocks != sorted(set(blocks)) or highest_block < blocks[-1]:
+            raise BadQuery(
+                f"a timeline starts at block 0 and ascends, got {blocks} and {highest_block} as the last one"
+            )
+        spans = tuple(Span(from_block=b.block, teacher=str(b.teacher), digest=b.digest) for b in bindings)
+        timeline = Timeline(spans=spans, highest_block=highest_block)
+        self._file.change(lambda state: (state.with_timeline(run, timeline), None))
 
-        def change(state: RosterState) -> tuple[RosterState, Lease]:
-            others = [lease for lease in state.leases.values() if lease.app == app]
-            started = deploying or any(lease.started_by_run for lease in others)
-            expires_at = self._clock() + LEASE_TTL_S
-            lease = Lease(app=app, teacher=str(teacher), started_by_run=started, expires_at=expires_at)
-            return state.with_lease(run, lease).with_origin(app, started_by_run=started), lease
-
-        return self._change(change)
-
-    def hand_to_operator(self, app: str) -> None:
-        """The app is an operator's from now on: no run's release ends it."""
-        self._change(lambda state: (state.with_origin(app, started_by_run=False), None))
-
-    def renew(self, run: str) -> bool:
-        """Keeps a lease for another LEASE_TTL_S seconds; False when there is none, and then it must be acquired."""
-        return self._change(lambda state: (state.with_renewal(run, self._clock() + LEASE_TTL_S), run in state.leases))
-
-    def release(self, run: str) -> Lease | None:
-        """Ends a lease and returns it; None when there was none."""
-        return self._change(lambda state: (state.without_lease(run), state.leases.get(run)))
-
-    def leases(self, app: str) -> dict[str, Lease]:
-        """The leases on one app, expired ones included."""
-        return {run: lease for run, lease in self.state().leases.items() if lease.app == app}
-
-    def expired(self, app: str) -> list[str]:
-        """The runs whose leases on this app ran out. Leases of a day ago are forgotten, whatever their app."""
-        now = self._clock()
-        self._change(lambda state: (state.without_stale(now - FORGET_AFTER_S), None))
-        return sorted(run for run, lease in self.leases(app).items() if lease.expires_at <= now)
+    def is_bound(self, run: str, teacher: TeacherId) -> bool:
+        """Whether any block of a run was ever bound to this version."""
+        return any(binding.teacher == teacher for binding in self.timeline(run))
 
     def required(self) -> set[TeacherId]:
-        """What every replica must have loaded before it is ready: versions that an alias points to, that a live run
-        asked for, or that a live run was last bound to."""
-        state = self.state()
-        return {TeacherId.parse(text) for text in state.required(self._clock())}
+        """What every replica must have loaded before it is ready: versions that an alias points to or is about to,
+        that a live run asked for, or that a live run was last bound to."""
+        return {TeacherId.parse(text) for text in self.state().required(self._clock())}
+
+    def check_unused(self, teacher: TeacherId) -> None:
+        """Raises TeacherInUse, which names everybody who needs this version, by itself or in an ensemble."""
+        users = []
+        for needed, user in self.state().needs(self._clock()):
+            if needed == str(teacher):
+                users.append(user)
+            elif str(teacher) in self._members(TeacherId.parse(needed)):
+                users.append(f"{user} (in {needed})")
+        if users:
+            raise TeacherInUse(str(teacher), tuple(users))
+
+    def _members(self, teacher: TeacherId) -> set[str]:
+        """Of an ensemble. One that cannot be read is not served either, so it needs nobody."""
+        with contextlib.suppress(UnknownTeacher, LibraryError):
+            return {str(member.teacher) for member in self._entry(teacher).members}
+        return set()
 
     def _resolve(self, state: RosterState, ref: TeacherRef) -> tuple[RosterState, TeacherId]:
         if ref.name not in state.aliases:
             self.library.add_bundled()
-            first = self.library.first(TeacherRef(ref.name))
-            state = state.with_alias(ref.name, first.version, "first use", self._clock())
+            first = self.library.first(TeacherRef(ref.name)).version
+            state = state.with_change(
+                AliasChange(when=self._clock(), who="roster", name=ref.name, old=None, new=first, kind="first use")
+            )
         version = state.aliases[ref.name] if ref.version is None else ref.version
         teacher = TeacherId(ref.name, version)
         self._entry(teacher)  # raises for a version that is not there
         return state, teacher
 
-    def _promotable(self, state: RosterState, name: str, version: int) -> tuple[RosterState, TeacherId]:
-        state, current = self._resolve(state, TeacherRef(name))
+    def _propose(self, state: RosterState, request: AliasRequest) -> Proposal:
+        name, current = request.name, state.aliases.get(request.name)
+        done = state.change(request.change_id)
+        if done is not None:  # the call is a repeated one, and was carried out
+            previous = None if done.old is None else TeacherId(name, done.old)
+            return Proposal(request, TeacherId(name, done.new), "", previous, settled=True)
+        if request.expected is not None and current != request.expected:
+            raise AliasMoved(name, request.expected, current)
+        version = state.version_before(name) if request.version is None else request.version
+        if version is None:
+            raise BadQuery(f"alias {name} has pointed to one version only: there is none to go back to")
+        if current is None:
+            self.library.add_bundled()
         target = TeacherId(name, version)
-        check_same_signature(self._entry(current).card, self._entry(target).card, str(current), str(target))
-        return state, target
+        standing = self.library.first(TeacherRef(name)) if current is None else TeacherId(name, current)
+        entry = self._entry(target)
+        check_same_signature(self._entry(standing).card, entry.card, str(standing), str(target))
+        previous = None if current is None else standing
+        return Proposal(request, target, entry.digest, previous, settled=current == version)
+
+    def _moved(self, state: RosterState, proposal: Proposal) -> RosterState:
+        request = proposal.request
+        return state.with_change(
+            AliasChange(
+                when=self._clock(),
+                who=request.who,
+                name=request.name,
+                old=state.aliases.get(request.name),
+                new=proposal.teacher.version,
+                kind="promote" if request.version is not None else "rollback",
+                change_id=request.change_id,
+            )
+        )
 
     def _entry(self, teacher: TeacherId) -> TeacherEntry:
         """The library's entry; the weights are hashed again only when a file is another one than before."""
-        folder = self.library.root / teacher.name / str(teacher.version)
-        try:
-            stats = [(folder / name).stat() for name in (CARD, WEIGHTS)]
-        except OSError:
-            return self.library.entry(teacher)  # says what is wrong
-        key = (teacher, *((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats))
-        if key not in self._entries:
-            self._entries[key] = self.library.entry(teacher)
-        return self._entries[key]
+        entry, stamps = self._entries.get(teacher, (None, ()))
+        if entry is None or stamps != _stamps(entry):
+            entry = self.library.entry(teacher)  # says what is wrong
+            self._entries[teacher] = entry, _stamps(entry)
+        return entry
 
     def _binding(self, span: Span, block: int) -> Binding:
         teacher = TeacherId.parse(span.teacher)
@@ -198,50 +256,24 @@ class Roster:
             )
         return Binding(teacher, span.digest, block)
 
-    def _change(self, change: Callable[[RosterState], tuple[RosterState, _Result]]) -> _Result:
-        """Read, change, write under the lock; nothing is written when nothing changed or `change` raises."""
-        with self._locked():
-            before = self.state()
-            after, result = change(before)
-            if after != before:
-                write_atomic(self.path, after.to_bytes())
-        return result
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Holds the lock file. It is never deleted: two processes could then hold locks on two files of one name."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            _lock_within(descriptor, LOCK_TIMEOUT_S, str(self.path))
-            yield
-        finally:
-            os.close(descriptor)  # also unlocks
+def _stamps(entry: TeacherEntry) -> tuple[tuple[int, ...], ...]:
+    """What changes when one of its files is replaced; empty when one is gone."""
+    own = [entry.folder / CARD, *([] if entry.members else [entry.weights])]
+    try:
+        stats = [path.stat() for path in own]
+    except OSError:
+        return ()
+    members = (stamp for member in entry.members for stamp in _stamps(member))
+    return (*((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats), *members)
 
 
-def check_same_signature(old: TeacherCard, new: TeacherCard, old_name: str, new_name: str) -> None:
+def check_same_signature(old: Card, new: Card, old_name: str, new_name: str) -> None:
     """An alias's signature never changes, because running students rely on it. Raises TeacherMismatch."""
     fields = ("head", "classes", "min_clip_len", "crop", "resize", "feature_size")
-    differences = tuple(
-        f"{field} is {getattr(new, field)}, {old_name} has {getattr(old, field)}"
-        for field in fields
-        if getattr(old, field) != getattr(new, field)
-    )
+    differences = signature_differences(new, old, old_name, fields)
     if differences:
         raise TeacherMismatch(new_name, differences)
 
 
-def _lock_within(descriptor: int, timeout_s: float, path: str) -> None:
-    """flock has no timeout of its own, so it is tried without blocking."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise TeacherUnavailable("roster", timeout_s, f"another process holds the lock of {path}") from None
-        time.sleep(0.005)
-
-
-__all__ = ["BLOCK_STEPS", "LEASE_TTL_S", "AliasChange", "Lease", "Roster", "RosterState", "check_same_signature"]
+__all__ = ["BLOCK_STEPS", "LEASE_TTL_S", "Proposal", "Roster", "check_same_signature"]

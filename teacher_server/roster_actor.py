@@ -1,16 +1,18 @@
 """The roster as one named, detached actor of the cluster: the only one that deploys or deletes the teacher app.
 
-Methods that touch the app take turns (`_turn`), so twenty runs that start at once get one app. The others only read or
-write the roster file, and are never held up by a deployment. Everything that blocks runs in threads.
+Methods that touch the app take turns (`_turn`), so twenty runs that start at once get one app; promotions take turns
+among themselves (`_moving`), because they may take long. The others only read or write the roster file, and are never
+held up by either. Everything that blocks runs in threads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -20,17 +22,20 @@ from teacher_server import app
 from teacher_server.app import DeployOptions
 from teacher_server.client import APP_NAME
 from teacher_server.contract import Acquired
-from teacher_server.errors import LibraryError, TeacherError, TeacherUnavailable
+from teacher_server.errors import TeacherError, TeacherUnavailable, UnknownTeacher
 from teacher_server.library import TeacherLibrary
+from teacher_server.metrics import RosterMetrics
+from teacher_server.promoter import Promoter, check_digests
+from teacher_server.promotion import AliasRequest, GateFloors, Promotion
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
 from teacher_server.replica_state import ReplicaState
+from teacher_server.replicas import ServeReplicas
 from teacher_server.roster import Roster
 
 ROSTER_NAME = "preceptor-roster"
 NAMESPACE = "preceptor"
 SWEEP_PERIOD_S = 15.0
 
-_Result = TypeVar("_Result")
 logger = logging.getLogger(__name__)
 
 
@@ -41,7 +46,15 @@ class RosterActor:
         self._library_root = library_root
         self._roster = Roster(TeacherLibrary(Path(library_root)))
         self._app_key = f"{_cluster_id()}/{APP_NAME}"
+        self._address = ray.get_runtime_context().gcs_address
+        self._replicas = ServeReplicas(library_root)
+        self._promoter = Promoter(self._roster, self._app_key, self._replicas)
+        self._metrics = RosterMetrics()
         self._turn = asyncio.Lock()
+        self._moving = asyncio.Lock()
+        # A promotion that was under way when the former actor died. A damaged file is reported by every call.
+        with contextlib.suppress(TeacherError, OSError):
+            await asyncio.to_thread(self._roster.abort_all, self._app_key)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_for_ever())
 
     async def library_root(self) -> str:
@@ -68,12 +81,32 @@ class RosterActor:
     async def delete(self) -> None:
         """An operator ends the app, whoever uses it."""
         async with self._turn:
-            await asyncio.to_thread(app.delete_app)
+            await asyncio.to_thread(self._delete_app)
 
-    async def promote(self, name: str, version: int, who: str, timeout_s: float) -> TeacherId:
-        """Replicas load the version first; if one cannot, nothing changes."""
-        async with self._turn:
-            return await asyncio.to_thread(self._promote, name, version, who, time.monotonic() + timeout_s)
+    async def promote(self, request: AliasRequest, floors: GateFloors, timeout_s: float) -> Promotion:
+        """As Promoter.move; a rollback too."""
+        deadline = time.monotonic() + timeout_s
+        outcome = "failed"
+        try:
+            async with self._moving:
+                promotion = await asyncio.to_thread(self._promoter.move, request, floors, deadline)
+            outcome = "ok"
+        except TeacherError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            self._metrics.promotion(outcome)
+        logger.info("%s: %s points to %s", request.who, request.name, promotion.teacher)
+        return promotion
+
+    async def evict(self, teacher: TeacherId, who: str, timeout_s: float) -> int:
+        """Unloads a version on all replicas, unless somebody needs it; how many held it. Nobody comes to need it
+        meanwhile: neither a promotion nor a new run."""
+        deadline = time.monotonic() + timeout_s
+        async with self._moving, self._turn:
+            held = await asyncio.to_thread(self._evict, teacher, deadline)
+        logger.info("%s: %s evicted from %d replicas", who, teacher, held)
+        return held
 
     async def sweep(self) -> list[str]:
         """Releases the runs whose leases ran out, and returns them."""
@@ -83,6 +116,10 @@ class RosterActor:
     async def bind(self, run: str, ref: TeacherRef, block: int) -> Binding:
         """As Roster.bind."""
         return await asyncio.to_thread(self._roster.bind, run, ref, block)
+
+    async def restore(self, run: str, bindings: Sequence[Binding], highest_block: int) -> None:
+        """As Roster.restore."""
+        await asyncio.to_thread(self._roster.restore, run, bindings, highest_block)
 
     async def timeline(self, run: str) -> list[Binding]:
         """As Roster.timeline."""
@@ -104,10 +141,11 @@ class RosterActor:
         binding = self._roster.preview(run, ref)
         app.wait_until_deleted(binding.teacher, deadline)
         adopted = app.is_deployed(app.app_status())
-        self._roster.acquire(run, self._app_key, binding.teacher, deploying=not adopted)
+        self._roster.acquire(run, self._app_key, binding.teacher, deploying=not adopted, cluster_address=self._address)
         try:
             self._ensure_app(binding.teacher, options, deadline)
-            self._load(binding, deadline)
+            digests = self._replicas.load(binding.teacher, deadline)
+            check_digests(self._roster, binding.teacher, binding.digest, digests)
         except BaseException:
             self._release(run)
             raise
@@ -118,24 +156,19 @@ class RosterActor:
             app.wait_for_capacity(options, min(app.CAPACITY_TIMEOUT_S, deadline - time.monotonic()))
             app.deploy_app(self._library_root, options)
         app.wait_until_running(teacher, deadline)
-
-    def _load(self, binding: Binding, deadline: float) -> None:
-        digests = app.load_everywhere(binding.teacher, deadline)
-        if digests != {binding.digest}:
-            raise LibraryError(
-                self._library_root,
-                f"{binding.teacher} has digest {binding.digest[:12]} here, replicas serve it as "
-                f"{', '.join(sorted(digest[:12] for digest in digests))}: they have other files; end that service, "
-                "or put the old files back",
-            )
+        self._roster.note_app(self._app_key, self._address)
 
     def _release(self, run: str) -> None:
         """The app goes before its last lease: after a crash in between, the lease runs out and it is tried again."""
         leases = self._roster.leases(self._app_key)
         lease = leases.get(run)
         if lease is not None and lease.started_by_run and len(leases) == 1:
-            app.delete_app()
+            self._delete_app()
         self._roster.release(run)
+
+    def _delete_app(self) -> None:
+        app.delete_app()
+        self._roster.forget_app(self._app_key)
 
     def _deploy_for_operator(self, options: DeployOptions, deadline: float) -> None:
         anybody = TeacherId("service", 1)
@@ -143,17 +176,22 @@ class RosterActor:
         self._roster.hand_to_operator(self._app_key)
         self._ensure_app(anybody, options, deadline)
 
-    def _promote(self, name: str, version: int, who: str, deadline: float) -> TeacherId:
-        teacher = self._roster.check_promotion(name, version)
-        if app.is_deployed(app.app_status()):
-            app.load_everywhere(teacher, deadline)
-        return self._roster.promote(name, version, who)
+    def _evict(self, teacher: TeacherId, deadline: float) -> int:
+        self._roster.check_unused(teacher)
+        held = self._replicas.evict(teacher, deadline, keep_out=True) if self._replicas.is_deployed() else 0
+        if not held and teacher.version not in (known := self._roster.library.versions(teacher.name)):
+            raise UnknownTeacher(str(teacher), tuple(f"{teacher.name}@{version}" for version in known))
+        return held
 
     def _sweep(self) -> list[str]:
         runs = self._roster.expired(self._app_key)
         for run in runs:
             logger.warning("run %s has not renewed its lease: released", run)
             self._release(run)
+        if self._replicas.is_deployed():
+            self._roster.note_app(self._app_key, self._address)
+        else:
+            self._roster.forget_app(self._app_key)
         return runs
 
     async def _sweep_for_ever(self) -> None:
@@ -165,7 +203,7 @@ class RosterActor:
                 logger.error("sweeping leases failed, it will be tried again: %s", error)  # there is nobody to tell
 
     def _describe(self, timeout_s: float) -> list[ReplicaState]:
-        return app.describe_replicas(timeout_s) if app.is_deployed(app.app_status()) else []
+        return self._replicas.describe(time.monotonic() + timeout_s) if self._replicas.is_deployed() else []
 
 
 def roster_handle(library_root: Path) -> ray.actor.ActorHandle:

@@ -1,17 +1,22 @@
 """The roster's content as one frozen value, and its JSON form. No file, no clock, no Ray.
 
 aliases    name -> version, with a log of every change
+pending    name -> the version that is being prepared for it; the next record of that name clears it
 timelines  run -> spans of blocks and the version each was bound to
 leases     run -> the app that it needs, and until when
+apps       app -> the cluster that it runs on, and until when that is believed
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from teacher_server.errors import LibraryError
+
+ChangeKind = Literal["first use", "promote", "rollback"]
 
 
 class _Record(BaseModel):
@@ -19,13 +24,25 @@ class _Record(BaseModel):
 
 
 class AliasChange(_Record):
-    """One entry of the audit log; `when` in seconds since 1970, `old` None for a new alias."""
+    """One entry of the audit log; `when` in seconds since 1970, `old` None for a new alias.
+
+    change_id: of the call that asked for it, so that a call which is repeated after a crash is known again.
+    """
 
     when: float
     who: str
     name: str
     old: int | None
     new: int
+    kind: ChangeKind = "promote"
+    change_id: str = ""
+
+
+class Pending(_Record):
+    """A version that the replicas of an app are loading, because an alias is to point to it."""
+
+    version: int
+    app: str
 
 
 class Span(_Record):
@@ -39,16 +56,36 @@ class Span(_Record):
 class Timeline(_Record):
     """Spans in ascending order, the first from block 0, and the highest block that was bound."""
 
-    spans: tuple[Span, ...]
+    spans: tuple[Span, ...] = Field(min_length=1)
     highest_block: int
+
+    def recent(self) -> set[str]:
+        """The teachers of the two newest blocks: one rank may still ask about the last block while another has begun
+        the next."""
+        started = [span for span in self.spans if span.from_block <= max(0, self.highest_block - 1)]
+        later = self.spans[len(started) :]
+        return {span.teacher for span in (started[-1], *later)}
 
 
 class Lease(_Record):
-    """A run's claim on an app, `cluster/app name`, and on a teacher; `expires_at` in seconds since 1970."""
+    """A run's claim on an app, `cluster/app name`, and on a teacher; `expires_at` in seconds since 1970.
+
+    cluster_address: where the app's cluster is reached, as RAY_ADDRESS takes it.
+    """
 
     app: str
     teacher: str
     started_by_run: bool
+    expires_at: float
+    cluster_address: str = ""
+
+
+class App(_Record):
+    """A teacher app that runs, and where. The roster of its cluster says so again and again: what it no longer says
+    at `expires_at` is not believed any more."""
+
+    cluster_address: str
+    owner: Literal["operator", "run"]
     expires_at: float
 
 
@@ -58,20 +95,52 @@ class RosterState(_Record):
     format: Literal[1] = 1
     aliases: dict[str, int] = Field(default_factory=dict)
     log: tuple[AliasChange, ...] = ()
+    pending: dict[str, Pending] = Field(default_factory=dict)
     timelines: dict[str, Timeline] = Field(default_factory=dict)
     leases: dict[str, Lease] = Field(default_factory=dict)
+    apps: dict[str, App] = Field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """JSON for the file."""
         return self.model_dump_json(indent=1).encode() + b"\n"
 
-    def with_alias(self, name: str, version: int, who: str, when: float) -> RosterState:
-        """The alias points to `version`; unchanged if it does already."""
-        old = self.aliases.get(name)
-        if old == version:
-            return self
-        entry = AliasChange(when=when, who=who, name=name, old=old, new=version)
-        return self.model_copy(update={"aliases": {**self.aliases, name: version}, "log": (*self.log, entry)})
+    def with_change(self, change: AliasChange) -> RosterState:
+        """The alias points to `change.new`, and nothing is pending for it; the log grows unless it did already."""
+        settled = self.without_pending(change.name)
+        if self.aliases.get(change.name) == change.new:
+            return settled
+        aliases = {**self.aliases, change.name: change.new}
+        return settled.model_copy(update={"aliases": aliases, "log": (*self.log, change)})
+
+    def change(self, change_id: str) -> AliasChange | None:
+        """The entry that this call made; None when it made none."""
+        return next((entry for entry in self.log if change_id and entry.change_id == change_id), None)
+
+    def version_before(self, name: str) -> int | None:
+        """The version that a rollback goes to; None when there is none.
+
+        Promotions pile up and a rollback takes the topmost off, so rolling back twice goes back two promotions; the
+        way forward again is a promotion.
+        """
+        pile: list[int] = []
+        for entry in self.log:
+            if entry.name == name and entry.kind == "rollback":
+                pile = pile[:-1]
+            elif entry.name == name:
+                pile.append(entry.new)
+        return pile[-2] if len(pile) > 1 else None
+
+    def with_pending(self, name: str, pending: Pending) -> RosterState:
+        """Replicas that start from now on load this version too."""
+        return self.model_copy(update={"pending": {**self.pending, name: pending}})
+
+    def without_pending(self, name: str) -> RosterState:
+        """Nothing is being prepared for the alias."""
+        return self.model_copy(update={"pending": {n: p for n, p in self.pending.items() if n != name}})
+
+    def without_pending_of(self, app: str) -> RosterState:
+        """Nothing is being prepared on this app: whoever did it is dead."""
+        return self.model_copy(update={"pending": {n: p for n, p in self.pending.items() if p.app != app}})
 
     def span_of(self, run: str, block: int) -> Span | None:
         """The span that covers a bound block; None for a block that was not decided yet.
@@ -93,7 +162,15 @@ class RosterState(_Record):
             after = timeline.model_copy(update={"highest_block": block})
         else:
             after = Timeline(spans=(*timeline.spans, span), highest_block=block)
-        return self.model_copy(update={"timelines": {**self.timelines, run: after}})
+        state = self.model_copy(update={"timelines": {**self.timelines, run: after}})
+        # From its first block on, a run needs what it is bound to, not what it was told when it asked for its lease.
+        return state._with_leased(run, teacher=span.teacher)
+
+    def with_timeline(self, run: str, timeline: Timeline) -> RosterState:
+        """The run's timeline, unless there is one: what was recorded here outranks a copy."""
+        if run in self.timelines:
+            return self
+        return self.model_copy(update={"timelines": {**self.timelines, run: timeline}})
 
     def with_lease(self, run: str, lease: Lease) -> RosterState:
         """Adds or replaces a run's lease."""
@@ -109,27 +186,54 @@ class RosterState(_Record):
 
     def with_renewal(self, run: str, expires_at: float) -> RosterState:
         """The run's lease lasts until `expires_at`; unchanged when it has none."""
-        if run not in self.leases:
-            return self
-        return self.with_lease(run, self.leases[run].model_copy(update={"expires_at": expires_at}))
+        return self._with_leased(run, expires_at=expires_at)
 
     def without_stale(self, before: float) -> RosterState:
-        """Without the leases that ended before this time: those of clusters that are gone."""
-        return self.model_copy(update={"leases": {r: x for r, x in self.leases.items() if x.expires_at >= before}})
+        """Without the leases and apps that ended before this time: those of clusters that are gone."""
+        leases = {run: lease for run, lease in self.leases.items() if lease.expires_at >= before}
+        apps = {key: app for key, app in self.apps.items() if app.expires_at >= before}
+        return self.model_copy(update={"leases": leases, "apps": apps})
 
     def without_lease(self, run: str) -> RosterState:
         """The run holds no lease."""
         return self.model_copy(update={"leases": {r: lease for r, lease in self.leases.items() if r != run}})
 
+    def with_app(self, key: str, app: App) -> RosterState:
+        """Adds or replaces an app."""
+        return self.model_copy(update={"apps": {**self.apps, key: app}})
+
+    def without_app(self, key: str) -> RosterState:
+        """The app is gone."""
+        return self.model_copy(update={"apps": {k: app for k, app in self.apps.items() if k != key}})
+
     def required(self, now: float) -> set[str]:
-        """`name@version` of all alias targets, and of what live runs asked for or were last bound to."""
-        wanted = {f"{name}@{version}" for name, version in self.aliases.items()}
+        """`name@version` of all alias targets, of what is being prepared, and of what live runs asked for or were
+        last bound to."""
+        return {teacher for teacher, _ in self.needs(now)}
+
+    def needs(self, now: float) -> Iterator[tuple[str, str]]:
+        """Every `name@version` that must stay, and who needs it, for people."""
+        for name, version in self.aliases.items():
+            yield f"{name}@{version}", f"alias {name}"
+        for name, pending in self.pending.items():
+            yield f"{name}@{pending.version}", f"a promotion of {name} that is under way"
         for run, lease in self.leases.items():
             if lease.expires_at > now:
-                wanted.add(lease.teacher)
-                if run in self.timelines:
-                    wanted.add(self.timelines[run].spans[-1].teacher)
-        return wanted
+                recent = self.timelines[run].recent() if run in self.timelines else set()
+                for teacher in sorted({lease.teacher, *recent}):
+                    yield teacher, f"run {run}"
+
+    def addresses(self, now: float) -> list[str]:
+        """The addresses of the clusters on which teachers of this library are served now, sorted."""
+        leases = {x.cluster_address for x in self.leases.values() if x.expires_at > now}
+        apps = {x.cluster_address for x in self.apps.values() if x.expires_at > now}
+        return sorted((leases | apps) - {""})
+
+    def _with_leased(self, run: str, **fields: str | float) -> RosterState:
+        """The run's lease with other fields; unchanged when it has none."""
+        if run not in self.leases:
+            return self
+        return self.with_lease(run, self.leases[run].model_copy(update=fields))
 
 
 def parse_state(path: str, text: bytes) -> RosterState:
