@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from data.atomic import sync_folder, write_atomic
 from teacher_server.zoo.network import VideoNetwork
 from trainer.errors import CheckpointError
+from trainer.timeline import TimelineEntry
 
 _FORMAT = 1
 _TENSORS = "state.safetensors"
@@ -39,23 +40,22 @@ KEEP = 2
 @dataclass
 class Totals:
     """Sums over the run so far, which a resumed run goes on with; `epoch_*` over the epoch that it is in. Seconds are
-    those of its steps."""
+    those of its steps.
+
+    teacher_retries, teacher_dropped: questions asked again and tries given up on. replayed_items: answers that a ledger
+    gave. kd_skipped: tuples that were trained on without an answer. The four are of all workers.
+    """
 
     seconds: float = 0.0
     teacher_wait_s: float = 0.0
+    teacher_retries: int = 0
+    teacher_dropped: int = 0
+    replayed_items: int = 0
+    kd_skipped: int = 0
     clips: int = 0
     epoch_steps: int = 0
     epoch_loss: float = 0.0
     epoch_pretext_acc: float = 0.0
-
-
-@dataclass(frozen=True)
-class TimelineEntry:
-    """From this step (counted from 0) on, this teacher version answered."""
-
-    first_step: int
-    teacher: str
-    digest: str
 
 
 @dataclass(frozen=True)

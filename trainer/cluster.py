@@ -76,7 +76,8 @@ def _start_private(config: RunConfig) -> None:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     for name, value in _PRIVATE_SETTINGS.items():
         os.environ.setdefault(name, value)
-    wanted = config.num_workers * config.threads + config.teacher_replicas * config.teacher_cpus
+    replicas = max(config.teacher_replicas, config.teacher_max_replicas) if config.may_deploy else 0
+    wanted = config.num_workers * config.threads + replicas * config.teacher_cpus
     ray.init(
         address="local",
         namespace="preceptor",

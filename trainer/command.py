@@ -138,6 +138,8 @@ def _conclude(outcome: Outcome, plan: Plan, run: RunFolder, console: Console) ->
             f"retrieval top-1 {result['retrieval_top1']:.3f} top-5 {result['retrieval_top5']:.3f}  "
             f"probe_acc {result['probe_acc']:.3f}  {result['seconds']:.0f} s of steps",
         )
+    if result["kd_skipped"]:
+        console.print(f"{result['kd_skipped']} tuples were trained on without distillation: no teacher answered them")
     report = write_report(run.path, ClipStore.open(plan.store_path))
     console.print(f"report {report}")
 
@@ -145,6 +147,8 @@ def _conclude(outcome: Outcome, plan: Plan, run: RunFolder, console: Console) ->
 def _print_plan(plan: Plan, console: Console) -> None:
     config = plan.config
     teacher = "no teacher (scratch)" if config.teacher == NO_TEACHER else f"teacher {config.teacher}"
+    if config.teacher != NO_TEACHER and config.ledger != "off":
+        teacher += f" with the ledger ({config.ledger})"
     console.print(
         f"student {config.student} x{config.width:g}, {teacher}, store {plan.store_path}\n"
         f"{plan.num_train} training, {plan.num_validation} validation and {plan.num_test} test videos"

@@ -186,6 +186,21 @@ class RunConfig:
         """The teacher that is followed or pinned; None for scratch."""
         return None if self.teacher == NO_TEACHER else TeacherRef.parse(self.teacher)
 
+    @property
+    def asks_service(self) -> bool:
+        """Whether there is a teacher service to hold a lease on; a run that only replays asks nobody."""
+        return self.teacher_ref is not None and self.teacher_transport != "in_process" and self.ledger != "replay"
+
+    @property
+    def may_deploy(self) -> bool:
+        """Whether the teachers run on the students' cluster, which must then have room for them."""
+        return self.asks_service and self.teacher_transport == "serve"
+
+    @property
+    def needs_library(self) -> bool:
+        """Whether versions and digests come from the teacher library here, and not from behind a gateway."""
+        return self.teacher_ref is not None and not (self.asks_service and self.teacher_transport == "http")
+
     def to_json(self) -> dict[str, Any]:
         """Flat JSON, as in config.json."""
         return dataclasses.asdict(self)

@@ -27,22 +27,20 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from teacher_server.deployment import DeployOptions, TeacherService
-from teacher_server.inprocess import InProcessTeacherClient
-from teacher_server.library import TeacherLibrary
-from teacher_server.roster import Roster
+from teacher_server.http_client import HttpRunControl
 from trainer.checkpoint import newest_step
 from trainer.cluster import Cluster, check_free, connected
 from trainer.collective import Collective
 from trainer.config import RunConfig
 from trainer.errors import TrainingFailed
 from trainer.lease import TeacherLease
-from trainer.loader import TeacherSignal
 from trainer.loop import Outcome, Trainer
 from trainer.metrics import StudentMetrics
 from trainer.plan import Plan
 from trainer.progress import Progress
 from trainer.runs import RunFolder
-from trainer.teaching import BoundTeacher, InputKind
+from trainer.signals import SignalMaker, token_from_environment
+from trainer.teaching import InputKind
 
 _POLL_S = 0.2
 _STOP_LIMIT_S = 120.0  # after a stop was asked for: longer than any step and checkpoint; a second Ctrl-C ends at once
@@ -53,11 +51,12 @@ _WORKER_RESTARTS = 3
 
 @dataclass(frozen=True)
 class _Job:
-    """What each worker is told; crosses to the Ray Train workers."""
+    """What each worker is told; crosses to the Ray Train workers. token: of the gateway, kept out of every log."""
 
     plan: Plan
     run_path: Path
     input_kind: InputKind
+    token: str | None = dataclasses.field(default=None, repr=False)
 
 
 def launch(plan: Plan, run: RunFolder, progress: Progress) -> Outcome:
@@ -65,11 +64,11 @@ def launch(plan: Plan, run: RunFolder, progress: Progress) -> Outcome:
     run.outcome.unlink(missing_ok=True)
     run.stop_request.unlink(missing_ok=True)
     config = plan.config
-    if config.num_workers == 0 and (config.teacher_ref is None or config.teacher_transport == "in_process"):
-        with _stop_on_signals(run):
-            return _in_this_process(_Job(plan, run.path, "pixels"), progress)
-    with connected(config) as cluster, _stop_on_signals(run), _teachers(plan, run, cluster) as (input_kind, check):
-        job = _Job(plan, run.path, input_kind)
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(connected(config)) if config.num_workers > 0 or config.may_deploy else None
+        stack.enter_context(_stop_on_signals(run))
+        input_kind, check = stack.enter_context(_teachers(plan, run, cluster))
+        job = _Job(plan, run.path, input_kind, token_from_environment())
         if config.num_workers == 0:
             return _in_this_process(job, progress)
         gpus = config.num_workers if plan.device == "cuda" else 0
@@ -98,19 +97,25 @@ def _stop_on_signals(run: RunFolder) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _teachers(plan: Plan, run: RunFolder, cluster: Cluster) -> Iterator[tuple[InputKind, Callable[[], None]]]:
+def _teachers(plan: Plan, run: RunFolder, cluster: Cluster | None) -> Iterator[tuple[InputKind, Callable[[], None]]]:
     """The teacher service for the time of the run, deployed or adopted. Yields what a question carries, and a check
-    that raises when the teachers could not be had.
+    that raises when the teachers could not be had. cluster: None where the run needs none.
 
     On a cluster of its own, where nobody else takes the CPUs, teachers and students start at the same time.
     """
     config = plan.config
-    ref = config.teacher_ref
-    if ref is None or config.teacher_transport == "in_process":
-        yield "pixels", lambda: None
+    if not config.asks_service:
+        yield _input_kind(config, all_here=config.ledger != "replay"), lambda: None
         return
-    options = DeployOptions(config.teacher_replicas, config.teacher_cpus, config.teacher_gpus)
-    with TeacherLease(plan.library_root, run.run_id, ref, options) as lease:
+    if cluster is None or not config.may_deploy:
+        with _gateway_lease(plan, run) as remote:
+            remote.wait()
+            try:
+                yield _input_kind(config, all_here=False), remote.check
+            finally:
+                remote.release()
+        return
+    with _service_lease(plan, run) as lease:
         if cluster.private:  # it ends with everything on it: nothing to release
             yield _input_kind(config, all_here=config.teacher_gpus == 0), lease.check
             return
@@ -120,6 +125,31 @@ def _teachers(plan: Plan, run: RunFolder, cluster: Cluster) -> Iterator[tuple[In
             yield _input_kind(config, all_here=here), lease.check
         finally:
             lease.release()
+
+
+def _service_lease(plan: Plan, run: RunFolder) -> TeacherLease[TeacherService]:
+    """On the teachers of this cluster, which are deployed if nobody did so before."""
+    config = plan.config
+    options = DeployOptions(
+        num_replicas=config.teacher_replicas,
+        num_cpus=config.teacher_cpus,
+        num_gpus=config.teacher_gpus,
+        max_replicas=config.teacher_max_replicas,
+        memory_budget_mb=config.teacher_memory_mb,
+    )
+    ref = plan.lease_ref
+    return TeacherLease(
+        lambda: TeacherService.connect(plan.library_root),
+        run.run_id,
+        ref,
+        lambda service: service.acquire(run.run_id, ref, options),
+    )
+
+
+def _gateway_lease(plan: Plan, run: RunFolder) -> TeacherLease[HttpRunControl]:
+    """On the teachers behind the gateway; whether it deploys any is its business."""
+    url, token = plan.config.gateway, token_from_environment()
+    return TeacherLease(lambda: HttpRunControl(url, token), run.run_id, plan.lease_ref)
 
 
 def _input_kind(config: RunConfig, *, all_here: bool) -> InputKind:
@@ -235,7 +265,7 @@ def _in_this_process(job: _Job, progress: Progress) -> Outcome:
 def _train(job: _Job, collective: Collective, sink: Callable[[Any], None]) -> Outcome:
     """The training loop with its teacher. Rank 0 leaves outcome.json, which the driver waits for."""
     run = RunFolder(job.run_path)
-    teacher = _connect_teacher(job, run)
+    teacher = SignalMaker(job.plan, run.run_id, job.input_kind, job.token).make()
     try:
         outcome = Trainer(
             job.plan,
@@ -251,30 +281,6 @@ def _train(job: _Job, collective: Collective, sink: Callable[[Any], None]) -> Ou
     if collective.rank == 0:
         run.write_json(run.outcome, dataclasses.asdict(outcome))
     return outcome
-
-
-def _connect_teacher(job: _Job, run: RunFolder) -> TeacherSignal | None:
-    config = job.plan.config
-    ref = config.teacher_ref
-    if ref is None:
-        return None
-    if config.teacher_transport == "in_process":
-        library = TeacherLibrary(job.plan.library_root)
-        roster = Roster(library)
-        client: Any = InProcessTeacherClient(library)
-        bind = roster.bind
-    else:
-        service = TeacherService.connect(job.plan.library_root)
-        client = service.client()
-        bind = service.bind
-    return BoundTeacher(
-        client,
-        lambda block: bind(run.run_id, ref, block),
-        config=config,
-        run_id=run.run_id,
-        store_path=job.plan.store_path,
-        input_kind=job.input_kind,
-    )
 
 
 def _last_line(error: Exception) -> str:

@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from pathlib import Path
+from collections.abc import Callable
 from types import TracebackType
+from typing import Generic, TypeVar
 
-from teacher_server.deployment import DeployOptions, TeacherService
+from teacher_server.contract import RunControl
 from teacher_server.errors import TeacherError, TeacherUnavailable
 from teacher_server.protocol import TeacherRef
 from teacher_server.roster import LEASE_TTL_S
 
 _ACQUIRE_LIMIT_S = 150.0  # longer than the service's own limit, whose error says more
 _JOIN_S = 60.0  # a renewal under way takes milliseconds, a deployment seconds
+_Control = TypeVar("_Control", bound=RunControl)
 
 
-class TeacherLease:
+class TeacherLease(Generic[_Control]):
     """Use it as a context. The teachers are there after `wait`; on a cluster of its own a run need not wait, because
-    its questions are repeated until they are answered. It outlasts a long validation and the final evaluation."""
+    its questions are repeated until they are answered. It outlasts a long validation and the final evaluation.
 
-    def __init__(self, library_root: Path, run_id: str, ref: TeacherRef, options: DeployOptions) -> None:
-        self._library_root = library_root
+    connect: finds the service; called in the lease's thread. acquire: how the lease is taken, where the contract's way
+    does not say enough.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], _Control],
+        run_id: str,
+        ref: TeacherRef,
+        acquire: Callable[[_Control], object] | None = None,
+    ) -> None:
+        self._connect = connect
         self._run_id = run_id
         self._ref = ref
-        self._options = options
+        self._acquire = acquire if acquire is not None else lambda control: control.acquire(run_id, ref)
+        self._control: _Control | None = None
         self._error: Exception | None = None
         self._ready = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._hold, name="teacher-lease", daemon=True)
 
-    def __enter__(self) -> TeacherLease:
+    def __enter__(self) -> TeacherLease[_Control]:
         self._thread.start()
         return self
 
@@ -45,22 +58,25 @@ class TeacherLease:
         if self._error is not None:
             raise self._error
 
-    def wait(self) -> TeacherService:
+    def wait(self) -> _Control:
         """Returns once the teachers answer. Raises TeacherError otherwise."""
         if not self._ready.wait(_ACQUIRE_LIMIT_S):
             raise TeacherUnavailable(str(self._ref), _ACQUIRE_LIMIT_S, "the teacher service did not start")
         self.check()
-        return TeacherService.connect(self._library_root)
+        assert self._control is not None
+        return self._control
 
     def release(self) -> None:
-        """Gives the lease back; the last one ends what a run started."""
-        TeacherService.connect(self._library_root).release(self._run_id)
+        """Gives the lease back; the last one ends what a run started. One that cannot be given back runs out."""
+        self._ended.set()  # a renewal after this would take it again
+        with contextlib.suppress(TeacherUnavailable):
+            self._connect().release(self._run_id)
 
     def _hold(self) -> None:
         """The thread's body."""
         try:
-            service = TeacherService.connect(self._library_root)
-            service.acquire(self._run_id, self._ref, self._options)
+            self._control = self._connect()
+            self._acquire(self._control)
         except Exception as error:  # handed to the main thread, which raises it
             self._error = error
             return
@@ -68,5 +84,5 @@ class TeacherLease:
             self._ready.set()
         while not self._ended.wait(LEASE_TTL_S / 4):
             with contextlib.suppress(TeacherError):  # tried again; binding a block of steps renews as well
-                if not service.renew(self._run_id):  # expired, after a long stall of this machine
-                    service.acquire(self._run_id, self._ref, self._options)
+                if not self._control.renew(self._run_id):  # expired, after a long stall of this machine
+                    self._acquire(self._control)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,26 +32,48 @@ from data.views import VIEWS_PER_TUPLE, ViewBatch
 from teacher_server.protocol import Binding
 from trainer.sampler import Sampler
 from trainer.step import StudentBatch
+from trainer.timeline import TimelineEntry
 
 _POLL_S = 0.2  # how soon a waiting thread notices that the other one has ended
 
 
 @dataclass(frozen=True)
+class Asking:
+    """What one answer has cost: questions asked again, tries given up on, items that came from a ledger."""
+
+    retries: int = 0
+    dropped: int = 0
+    replayed: int = 0
+
+
+@dataclass(frozen=True)
 class TeacherAnswer:
-    """Softened logits float32 [B, K] for one step, and which version made them."""
+    """Softened logits float32 [B, K] for one step, and the version that the step is bound to.
+
+    mask: bool [B], False where no teacher answered and the logits mean nothing; None when all tuples were answered.
+    """
 
     logits: NDArray[np.float32]
     binding: Binding
+    mask: NDArray[np.bool_] | None = None
+    asking: Asking = Asking()
 
 
 class TeacherSignal(Protocol):
     """A teacher that is asked ahead: `put` in the producer thread, `get` in the training loop, both in step order."""
 
+    def restore(self, timeline: Sequence[TimelineEntry], steps_done: int) -> None:
+        """Before an attempt's first question: what the steps before were bound to. Raises TeacherUnavailable."""
+
     def put(self, step: int, views: ViewBatch, pixels: NDArray[np.uint8]) -> None:
         """Asks about a step's tuples without waiting for the answer."""
 
     def get(self) -> TeacherAnswer:
-        """The answer to the oldest open question. Raises TeacherUnavailable when its budget is spent."""
+        """The answer to the oldest open question. Raises TeacherUnavailable when its budget is spent, NotInLedger when
+        a ledger alone answers and has nothing."""
+
+    def flush(self) -> None:
+        """Makes durable what was recorded of the answers so far."""
 
     def close(self) -> None:
         """Drops what is in flight."""
@@ -59,12 +81,16 @@ class TeacherSignal(Protocol):
 
 @dataclass(frozen=True)
 class LoadedStep:
-    """A batch, what it was drawn as, and the seconds that the loop waited for pixels and for the teacher."""
+    """A batch, what it was drawn as, and the seconds that the loop waited for pixels and for the teacher.
+
+    binding: the version that the step is bound to, whether it answered or not; None for scratch.
+    """
 
     step: int
     views: ViewBatch
     batch: StudentBatch
     binding: Binding | None
+    asking: Asking
     data_s: float
     teacher_wait_s: float
 
@@ -133,21 +159,18 @@ class Loader:
         data_s = time.perf_counter() - began
         answer = None if self._teacher is None else self._teacher.get()
         wait_s = time.perf_counter() - began - data_s
+        self._slots.release()
+        if answer is None:
+            batch = StudentBatch(by_position, labels, None)
+            return LoadedStep(rendered.step, rendered.views, batch, None, Asking(), data_s, 0.0)
         batch = StudentBatch(
             clips=by_position,
             pretext_labels=labels,
             # A copy: replies arrive as read-only memory.
-            teacher_logits=None if answer is None else torch.from_numpy(answer.logits.copy()).to(self._device),
+            teacher_logits=torch.from_numpy(answer.logits.copy()).to(self._device),
+            teacher_mask=None if answer.mask is None else torch.from_numpy(answer.mask).to(self._device),
         )
-        self._slots.release()
-        return LoadedStep(
-            rendered.step,
-            rendered.views,
-            batch,
-            answer.binding if answer else None,
-            data_s,
-            0.0 if answer is None else wait_s,
-        )
+        return LoadedStep(rendered.step, rendered.views, batch, answer.binding, answer.asking, data_s, wait_s)
 
     def _take(self) -> _Rendered | BaseException:
         while True:

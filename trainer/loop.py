@@ -5,7 +5,6 @@ load newest checkpoint -> steps -> (end of epoch: validation, schedule, checkpoi
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -14,16 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch.optim import SGD
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from data.store import ClipStore
-from teacher_server.errors import TeacherUnavailable
-from teacher_server.zoo.network import VideoNetwork
+from teacher_server.errors import LedgerError, NotInLedger, TeacherError, TeacherUnavailable
 from trainer.checkpoint import (
-    TimelineEntry,
-    Totals,
-    TrainingState,
     load_newest,
     newest_step,
     save_checkpoint,
@@ -35,11 +28,16 @@ from trainer.errors import Diverged
 from trainer.evaluate.final import EvalOptions, evaluate_student
 from trainer.evaluate.pretext import pretext_accuracy
 from trainer.loader import LoadedStep, Loader, TeacherSignal
-from trainer.log import MetricSink, RunLog, rounded
+from trainer.log import MetricSink, RunLog
 from trainer.plan import Plan, student_input
+from trainer.records import EVALUATION_FIGURES, step_record, summary
 from trainer.runs import RunFolder
 from trainer.sampler import Sampler, split_rows
-from trainer.step import train_step
+from trainer.start import cosine_lr, new_state, set_lr
+from trainer.step import StepNumbers, train_step
+from trainer.timeline import TimelineEntry
+
+_ANOTHER_WORKER = "another worker's teacher is away"
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Stopped(Exception):
 class Trainer:
     """One worker's side of a run. Build it, then `run()` once.
 
-    teacher: makes the signal for steps from `first` on, or None for scratch. should_stop: polled after each step.
+    teacher: its signal, or None for scratch; the caller closes it. should_stop: polled after each step.
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class Trainer:
         self.train_rows, self.val_rows, self.test_rows, self.left_out = split_rows(self.store, self.config)
         self.sampler = Sampler(self.store.videos, self.train_rows, self.config)
         self.device = torch.device(plan.device)
-        self.state = _new_state(self.config, self.device)
+        self.state = new_state(self.config, self.device)
         self.log = RunLog(run, sink) if collective.rank == 0 else None
         self._epoch_began = time.perf_counter()
         self._views_log = (
@@ -102,6 +100,9 @@ class Trainer:
 
     def _run(self) -> Outcome:
         first = load_newest(self.run_folder.checkpoints, self.state, self._fixed())
+        unavailable = self._restore_timeline(first)
+        if unavailable:
+            return Outcome("teacher_unavailable", first, unavailable)
         try:
             outcome = self._train(first)
         except Diverged as error:
@@ -113,6 +114,16 @@ class Trainer:
         except Stopped:
             return Outcome("stopped", outcome.step, "stopped in the final evaluation")
         return outcome
+
+    def _restore_timeline(self, steps_done: int) -> str:
+        """Tells the roster what the steps before were bound to; why it could not be told, or nothing."""
+        reason = ""
+        try:
+            if self.teacher is not None:
+                self.teacher.restore(self.state.timeline, steps_done)
+        except TeacherUnavailable as error:
+            reason = str(error)
+        return (reason or _ANOTHER_WORKER) if self.collective.any(bool(reason)) else ""
 
     def _train(self, first: int) -> Outcome:
         stop = self.sampler.total_steps
@@ -134,7 +145,7 @@ class Trainer:
                 loaded, unavailable = _next_step(steps)
                 if self.collective.any(unavailable is not None):
                     self._save(step)
-                    return Outcome("teacher_unavailable", step, str(unavailable or "another worker's teacher is away"))
+                    return Outcome("teacher_unavailable", step, str(unavailable or _ANOTHER_WORKER))
                 assert loaded is not None
                 self._one_step(loaded, began)
                 stopping = self.collective.any(self.should_stop())
@@ -148,39 +159,44 @@ class Trainer:
 
     def _one_step(self, loaded: LoadedStep, began: float) -> None:
         if self.config.schedule == "cosine":
-            _set_lr(self.state.optimizer, cosine_lr(self.config, loaded.step, self.sampler.total_steps))
+            set_lr(self.state.optimizer, cosine_lr(self.config, loaded.step, self.sampler.total_steps))
         numbers = train_step(self.state.network, self.state.optimizer, loaded.batch, self.config, self.collective)
         if not math.isfinite(numbers.loss):  # of the global batch: all workers see it
             raise Diverged(loaded.step + 1)
         seconds = time.perf_counter() - began
-        clips = 3 * int(self.collective.sum(torch.tensor([loaded.views.num_items]))[0])
-        totals = self.state.totals
-        totals.seconds += seconds
-        totals.teacher_wait_s += loaded.teacher_wait_s
-        totals.clips += clips
-        totals.epoch_steps += 1
-        totals.epoch_loss += numbers.loss
-        totals.epoch_pretext_acc += numbers.pretext_acc
+        clips = self._add_to_totals(loaded, numbers, seconds)
         self._note_binding(loaded)
         self._log_views(loaded)
         if self.log is None:
             return
-        binding = loaded.binding
-        self.log.record(
-            "step",
-            loaded.step + 1,
-            {
-                "epoch": self.sampler.epoch_of(loaded.step),
-                "lr": self.state.optimizer.param_groups[0]["lr"],
-                **rounded(numbers),
-                "seconds": round(seconds, 6),
-                "data_s": round(loaded.data_s, 6),
-                "teacher_wait_s": round(loaded.teacher_wait_s, 6),
-                "compute_s": round(seconds - loaded.data_s - loaded.teacher_wait_s, 6),
-                "clips": clips,
-                "teacher": None if binding is None else str(binding.teacher),
-            },
+        record = step_record(
+            loaded,
+            numbers,
+            self.state.totals,
+            epoch=self.sampler.epoch_of(loaded.step),
+            lr=self.state.optimizer.param_groups[0]["lr"],
+            seconds=seconds,
+            clips=clips,
         )
+        self.log.record("step", loaded.step + 1, record)
+
+    def _add_to_totals(self, loaded: LoadedStep, numbers: StepNumbers, seconds: float) -> int:
+        """Returns the clips of the global batch."""
+        asking = loaded.asking
+        counts = torch.tensor([loaded.views.num_items, asking.retries, asking.dropped, asking.replayed])
+        num_items, retries, dropped, replayed = self.collective.sum(counts).tolist()
+        totals = self.state.totals
+        totals.seconds += seconds
+        totals.teacher_wait_s += loaded.teacher_wait_s
+        totals.teacher_retries += retries
+        totals.teacher_dropped += dropped
+        totals.replayed_items += replayed
+        totals.kd_skipped += numbers.kd_skipped
+        totals.clips += 3 * num_items
+        totals.epoch_steps += 1
+        totals.epoch_loss += numbers.loss
+        totals.epoch_pretext_acc += numbers.pretext_acc
+        return 3 * num_items
 
     def _note_binding(self, loaded: LoadedStep) -> None:
         if loaded.binding is None:
@@ -244,6 +260,9 @@ class Trainer:
         return self.sampler.ends_epoch(step) or (every > 0 and (step + 1) % every == 0)
 
     def _save(self, num_steps: int) -> None:
+        """A checkpoint; before it the answers that its steps have paid for, on every worker."""
+        if self.teacher is not None:
+            self.teacher.flush()
         self.collective.same_buffers(self.state.network)
         if self.collective.rank == 0:
             save_checkpoint(self.run_folder.checkpoints, num_steps, self.state, self._fixed())
@@ -279,7 +298,7 @@ class Trainer:
                 progress=self._poll_stop,
             )
             result["evaluation"] = evaluation.to_json()
-            for name in ("pretext_acc", "pretext_balanced_acc", "retrieval_top1", "retrieval_top5", "probe_acc"):
+            for name in EVALUATION_FIGURES:
                 result[name] = getattr(evaluation, name)
         self.run_folder.write_json(self.run_folder.result, result)
 
@@ -288,25 +307,10 @@ class Trainer:
             raise Stopped
 
     def _summary(self, num_steps: int) -> dict[str, Any]:
-        totals = self.state.totals
+        run_id, num_epochs = self.run_folder.run_id, self.sampler.total_epochs
         return {
-            "run": self.run_folder.run_id,
-            "teacher": self.config.teacher,
-            "student": self.config.student,
-            "pretext_acc": None,
-            "pretext_balanced_acc": None,
-            "retrieval_top1": None,
-            "retrieval_top5": None,
-            "probe_acc": None,
-            "steps": num_steps,
-            "epochs": self.sampler.total_epochs,
-            "seconds": round(totals.seconds, 3),
-            "clips_per_second": round(totals.clips / totals.seconds, 3) if totals.seconds else 0.0,
-            "teacher_wait_share": round(totals.teacher_wait_s / totals.seconds, 6) if totals.seconds else 0.0,
-            "teacher_timeline": [dataclasses.asdict(entry) for entry in self.state.timeline],
+            **summary(self.state, self.config, run_id=run_id, num_steps=num_steps, num_epochs=num_epochs),
             "store_fingerprint": self.store.fingerprint,
-            "seed": self.config.seed,
-            "view_seed": self.config.view_seed,
             "num_videos": {
                 "train": len(self.train_rows),
                 "validation": len(self.val_rows),
@@ -316,29 +320,9 @@ class Trainer:
         }
 
 
-def _new_state(config: RunConfig, device: torch.device) -> TrainingState:
-    network = VideoNetwork(config.student, config.width, projector=config.contrast).train()
-    network.to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    optimizer = SGD(network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    schedule = ReduceLROnPlateau(
-        optimizer, factor=config.plateau_factor, patience=config.plateau_patience, min_lr=config.min_lr
-    )
-    return TrainingState(network, optimizer, schedule, Totals(), [])
-
-
-def cosine_lr(config: RunConfig, step: int, total_steps: int) -> float:
-    """The learning rate of a step (from 0): half a cosine from lr to min_lr (Loshchilov and Hutter 2017)."""
-    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * step / total_steps)) / 2
-
-
-def _set_lr(optimizer: SGD, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def _next_step(steps: Any) -> tuple[LoadedStep | None, TeacherUnavailable | None]:
-    """The next batch, or the error that says that no teacher came back in time."""
+def _next_step(steps: Any) -> tuple[LoadedStep | None, TeacherError | None]:
+    """The next batch, or the error that says that no teacher came back in time and that no ledger helps."""
     try:
         return next(steps), None
-    except TeacherUnavailable as error:
+    except (TeacherUnavailable, NotInLedger, LedgerError) as error:
         return None, error

@@ -6,22 +6,29 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.home import store_path, teachers_folder
+from data.home import ledgers_folder, store_path, teachers_folder
 from data.input_spec import InputSpec
 from data.store import ClipStore
 from teacher_server.library import TeacherLibrary
+from teacher_server.protocol import TeacherRef
 from trainer.config import ConfigError, RunConfig
 from trainer.sampler import Sampler, split_rows
+from trainer.timeline import TimelineEntry, recorded_timeline
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked run. Paths are absolute, because workers run in other folders."""
+    """A checked run. Paths are absolute, because workers run in other folders.
+
+    timeline: what --teacher-timeline names, read here because its file may lie on this machine only; empty without it.
+    """
 
     config: RunConfig
     store_path: Path
     store_fingerprint: str
     library_root: Path
+    ledger_root: Path
+    timeline: tuple[TimelineEntry, ...]
     device: str
     num_train: int
     num_validation: int
@@ -30,14 +37,25 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
 
+    @property
+    def lease_ref(self) -> TeacherRef:
+        """What a lease names: the teacher of the settings, or the version that a recorded timeline begins with.
+
+        Raises ConfigError for scratch."""
+        ref = self.config.teacher_ref
+        if ref is None:
+            raise ConfigError("a run without a teacher takes no lease")
+        return TeacherRef.parse(self.timeline[0].teacher) if self.timeline else ref
+
 
 def check_teacher(config: RunConfig) -> None:
     """Reads the teacher's card. Raises TeacherError or ConfigError, a sentence, unless the run can learn from it.
 
-    Any version of an alias will do: all of them have one signature.
+    Any version of an alias will do: all of them have one signature. The library behind a gateway is not to be seen from
+    here: there the service refuses what does not fit.
     """
     ref = config.teacher_ref
-    if ref is None:
+    if ref is None or not config.needs_library:
         return
     library = TeacherLibrary(teachers_folder())
     card = library.entry(library.first(ref)).card
@@ -48,6 +66,7 @@ def check_teacher(config: RunConfig) -> None:
 
 def make_plan(config: RunConfig) -> Plan:
     """Opens the store and counts steps. Raises one of the packages' errors, each a sentence."""
+    timeline = recorded_timeline(config, TeacherLibrary(teachers_folder()) if config.needs_library else None)
     path = store_path(config.store)
     store = ClipStore.open(path)
     height, width = store.frame_size
@@ -63,6 +82,8 @@ def make_plan(config: RunConfig) -> Plan:
         store_path=path,
         store_fingerprint=store.fingerprint,
         library_root=teachers_folder(),
+        ledger_root=ledgers_folder(),
+        timeline=timeline,
         device=_device(config),
         num_train=len(train),
         num_validation=len(validation),

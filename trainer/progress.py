@@ -30,6 +30,7 @@ class Progress:
         self._rest = b""
         self._seconds = 0.0
         self._wait_share = 0.0
+        self._kd_skipped = 0
         self._printed_at = 0.0
 
     def __enter__(self) -> Progress:
@@ -79,6 +80,7 @@ class Progress:
         return [record for line in lines if (record := _parse(line)) is not None]
 
     def _average(self, record: dict[str, Any]) -> None:
+        self._kd_skipped += record["kd_skipped"]
         share = record["teacher_wait_s"] / record["seconds"] if record["seconds"] else 0.0
         if self._seconds == 0.0:
             self._seconds, self._wait_share = record["seconds"], share
@@ -93,10 +95,11 @@ class Progress:
             if record[key] is not None
         )
         teacher = f"  teacher {record['teacher']} wait {self._wait_share:.0%}" if record["teacher"] else ""
+        skipped = f"  kd skipped for {self._kd_skipped} tuples" if self._kd_skipped else ""
         return (
             f"step {record['step']}/{self._total}  eta {int(eta) // 60}:{int(eta) % 60:02d}  "
             f"{record['clips'] / self._seconds:.0f} clips/s  loss {record['loss']:.3f} ({terms})  "
-            f"acc {record['pretext_acc']:.2f}{teacher}"
+            f"acc {record['pretext_acc']:.2f}{teacher}{skipped}"
         )
 
 

@@ -96,6 +96,8 @@ def _effort(run: RunData) -> list[tuple[str, str, str]]:
         figures.append(("Speed", f"{speed:.1f}", "clips a second"))
     if "teacher_wait_share" in result and run.config.get("teacher") != "none":
         figures.append(("Teacher wait", percent(result["teacher_wait_share"]), "share of the training time"))
+    if result.get("kd_skipped"):
+        figures.append(("Without distillation", str(result["kd_skipped"]), "tuples that no teacher answered"))
     return figures
 
 

@@ -24,18 +24,30 @@ class StudentBatch:
     """What one step needs, on the student's device.
 
     clips: three float32 [B, C, T, H, W]. pretext_labels: int64 [B]. teacher_logits: softened float32 [B, K], or None
-    for scratch.
+    for scratch. teacher_mask: bool [B], False where no teacher answered: these tuples take no part in the distillation
+    term and their logits mean nothing. None when all were answered.
     """
 
     clips: tuple[Tensor, Tensor, Tensor]
     pretext_labels: Tensor
     teacher_logits: Tensor | None
+    teacher_mask: Tensor | None = None
+
+    @property
+    def num_answered(self) -> int:
+        """Tuples with an answer of the teacher."""
+        if self.teacher_logits is None:
+            return 0
+        return len(self.teacher_logits) if self.teacher_mask is None else int(self.teacher_mask.sum())
 
 
 @dataclass(frozen=True)
 class StepNumbers:
-    """A step's figures over the global batch; a term that is off is None. agreement: share of tuples on which
-    student and teacher choose the same class."""
+    """A step's figures over the global batch; a term that is off, or to which no tuple contributed, is None.
+
+    agreement: share of the answered tuples on which student and teacher choose the same class. kd_skipped: tuples that
+    no teacher answered.
+    """
 
     loss: float
     pretext: float
@@ -43,10 +55,12 @@ class StepNumbers:
     distill: float | None
     pretext_acc: float
     agreement: float | None
+    kd_skipped: int
 
 
 def compute_losses(output: TupleOutput, batch: StudentBatch, config: RunConfig, collective: Collective) -> LossTerms:
-    """The unweighted terms of this worker's tuples, the contrast over the global batch."""
+    """The unweighted terms of this worker's tuples, distillation of the answered ones; the contrast is over the global
+    batch."""
     contrast = None
     if config.contrast and output.z1 is not None and output.z2 is not None:
         contrast = contrast_in_batch(
@@ -54,7 +68,7 @@ def compute_losses(output: TupleOutput, batch: StudentBatch, config: RunConfig, 
         )
     distill = None
     if batch.teacher_logits is not None:
-        distill = distill_loss(output.pretext_logits, batch.teacher_logits, config.temperature)
+        distill = distill_loss(output.pretext_logits, batch.teacher_logits, config.temperature, batch.teacher_mask)
     pretext = pretext_loss(output.pretext_logits, batch.pretext_labels)
     return total_loss(pretext, contrast, distill, alpha=config.alpha, lambda_kd=config.kd_weight)
 
@@ -74,13 +88,19 @@ def train_step(
 
 def _for_backward(terms: LossTerms, batch: StudentBatch, config: RunConfig, collective: Collective) -> Tensor:
     """This worker's part of the global loss: gradients are summed over the workers, so means over this worker's
-    tuples count by its share. The contrast is global already: each worker's own rows carry their part of it."""
+    tuples count by its share, and the one over its answered tuples by its share of those. The contrast is global
+    already: each worker's own rows carry their part of it."""
     if collective.world == 1:
         return terms.total
-    num_local = torch.tensor(float(len(batch.pretext_labels)))
-    share = num_local / collective.sum(num_local.clone())
-    local = terms.pretext if terms.distill is None else terms.pretext + config.kd_weight * terms.distill
-    total = share * local
+    local_2 = torch.tensor([float(len(batch.pretext_labels)), float(batch.num_answered)])
+    whole_2 = collective.sum(local_2.clone())  # on all workers, whoever was answered
+    share, answered_share = local_2 / whole_2.clamp(min=1)
+    if terms.distill is None:
+        total = share * terms.pretext
+    elif torch.equal(whole_2[0], whole_2[1]):  # one share: the sum is weighted once, which rounds once
+        total = share * (terms.pretext + config.kd_weight * terms.distill)
+    else:
+        total = share * terms.pretext + answered_share * config.kd_weight * terms.distill
     return total if terms.contrast is None else total + config.alpha * terms.contrast
 
 
@@ -89,23 +109,30 @@ def _numbers(
     output: TupleOutput, terms: LossTerms, batch: StudentBatch, config: RunConfig, collective: Collective
 ) -> StepNumbers:
     choice_B = output.pretext_logits.argmax(dim=1)
-    num_local = len(batch.pretext_labels)
-    teacher = batch.teacher_logits
-    agree = 0 if teacher is None else int((choice_B == teacher.argmax(dim=1)).sum())
+    num_local, num_answered = len(batch.pretext_labels), batch.num_answered
     distill = 0.0 if terms.distill is None else float(terms.distill)
     correct = int((choice_B == batch.pretext_labels).sum())
-    local = [num_local, num_local * float(terms.pretext), num_local * distill, correct, agree]
-    count, pretext_sum, distill_sum, correct_sum, agree_sum = collective.sum(
+    local = [num_local, num_local * float(terms.pretext), num_answered * distill, correct]
+    local += [_num_agreeing(choice_B, batch), num_answered]
+    count, pretext_sum, distill_sum, correct_sum, agree_sum, answered = collective.sum(
         torch.tensor(local, dtype=torch.float64)
     ).tolist()
     pretext = pretext_sum / count
     contrast = None if terms.contrast is None else float(terms.contrast)
-    loss = pretext + config.alpha * (contrast or 0.0) + config.kd_weight * distill_sum / count
+    loss = pretext + config.alpha * (contrast or 0.0) + config.kd_weight * distill_sum / max(1.0, answered)
     return StepNumbers(
         loss=loss,
         pretext=pretext,
         contrast=contrast,
-        distill=None if teacher is None else distill_sum / count,
+        distill=distill_sum / answered if answered else None,
         pretext_acc=correct_sum / count,
-        agreement=None if teacher is None else agree_sum / count,
+        agreement=agree_sum / answered if answered else None,
+        kd_skipped=0 if batch.teacher_logits is None else int(count - answered),
     )
+
+
+def _num_agreeing(choice_B: Tensor, batch: StudentBatch) -> int:
+    if batch.teacher_logits is None:
+        return 0
+    agree_B = choice_B == batch.teacher_logits.argmax(dim=1)
+    return int((agree_B if batch.teacher_mask is None else agree_B & batch.teacher_mask).sum())

@@ -1,15 +1,24 @@
 """The teacher as the training loop sees it: bound by the roster in blocks of steps, asked ahead, checked.
 
 put(step) -> binding of the step's block -> TeacherQuery -> Prefetcher -> get() -> logits of exactly that version
+
+When no teacher answers within the budget (config.on_teacher_loss):
+
+    wait     get() raises TeacherUnavailable: the loop saves and ends
+    skip     the answer has no logits; the teacher is away. Later questions are tried once, for AWAY_WAIT_S at most,
+             until one is answered again: its own step's, or an earlier one's that is kept as a probe and came late
+    replay   the ledger alone answers from then on; what it lacks raises NotInLedger, and the loop ends as for wait
 """
 
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,66 +26,173 @@ from numpy.typing import NDArray
 from data.views import VIEWS_PER_TUPLE, ViewBatch
 from teacher_server.card import PRETEXT_CLASSES
 from teacher_server.contract import TeacherClient
-from teacher_server.protocol import Binding, TeacherQuery, new_request_id
+from teacher_server.errors import RetryableTeacherError, TeacherUnavailable
+from teacher_server.protocol import Binding, TeacherQuery, TeacherReply, new_request_id
 from teacher_server.retry import Asker, Prefetcher, RetryPolicy
 from teacher_server.roster import BLOCK_STEPS
 from trainer.config import RunConfig
-from trainer.loader import TeacherAnswer
+from trainer.loader import Asking, TeacherAnswer
+from trainer.timeline import Binder, TimelineEntry
+
+AWAY_WAIT_S = 0.25  # of a step's wait for a teacher that is known to be away
 
 InputKind = Literal["views", "pixels"]
 
 
+class LedgerStats(Protocol):
+    """What a ledger has done so far."""
+
+    @property
+    def replayed_items(self) -> int:
+        """Items that were answered without a teacher."""
+        ...
+
+
+class AnswerLedger(TeacherClient, Protocol):
+    """A client that answers from what was recorded: teacher_server.ledger.LedgerClient."""
+
+    @property
+    def stats(self) -> LedgerStats:
+        """Counts so far."""
+        ...
+
+    def flush(self) -> None:
+        """Makes durable what was recorded so far."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Asked:
+    query: TeacherQuery
+    binding: Binding
+
+
 class BoundTeacher:
-    """A TeacherSignal over any client. `bind`: block of steps -> the version that the roster bound it to."""
+    """A TeacherSignal over any client.
+
+    ledger: the client, where it is one that records or replays. replay_only: makes the client that goes on after the
+    loss of the teachers, for config.on_teacher_loss = replay.
+    """
 
     def __init__(
         self,
         client: TeacherClient,
-        bind: Callable[[int], Binding],
+        binder: Binder,
         *,
         config: RunConfig,
         run_id: str,
         store_path: Path,
         input_kind: InputKind,
+        ledger: AnswerLedger | None = None,
+        replay_only: Callable[[], AnswerLedger] | None = None,
     ) -> None:
         self._client = client
-        self._bind = bind
+        self._ledger = ledger
+        self._replay_only = replay_only
+        self._binder = binder
         self._config = config
         self._run_id = run_id
         self._store_path = str(store_path)
         self._input_kind = input_kind
         policy = RetryPolicy(attempt_timeout_s=config.teacher_timeout_s, budget_s=config.teacher_budget_s)
-        asker = Asker(client, num_classes=len(PRETEXT_CLASSES), policy=policy, rng=random.Random(run_id))
-        self._prefetcher = Prefetcher(asker, config.prefetch)
+        self._asker = Asker(client, num_classes=len(PRETEXT_CLASSES), policy=policy, rng=random.Random(run_id))
+        self._prefetcher = Prefetcher(self._asker, config.prefetch)
         self._current: Binding | None = None
-        self._bindings: deque[Binding] = deque()
+        self._asked: deque[_Asked] = deque()
+        self._sending = threading.Lock()  # the producer sends while the loop changes the client
+        self._away = False
+        self._replayed_before = 0  # by a ledger that was closed
+        self._counted = Asking()
+
+    def restore(self, timeline: Sequence[TimelineEntry], steps_done: int) -> None:
+        """As Binder.restore; before the first `put`."""
+        self._binder.restore(timeline, steps_done)
 
     def put(self, step: int, views: ViewBatch, pixels: NDArray[np.uint8]) -> None:
         """Asks about a step's tuples. The roster is asked once a block, ahead of the step that needs it."""
         block = step // BLOCK_STEPS
         if self._current is None or self._current.block != block:
-            self._current = self._bind(block)
-        binding = self._current
-        self._bindings.append(binding)
+            self._current = self._binder.bind(block)
         query = TeacherQuery(
             request_id=new_request_id(),
-            teacher=binding.teacher,
+            teacher=self._current.teacher,
             temperature=self._config.temperature,
             views_per_item=VIEWS_PER_TUPLE,
             run=self._run_id,
-            views=views.to_bytes() if self._input_kind == "views" else None,
-            store=self._store_path if self._input_kind == "views" else None,
+            views=views.to_bytes(),
+            store=self._store_path,
             pixels=pixels if self._input_kind == "pixels" else None,
+            dtype=self._config.teacher_dtype,
             timeout_s=self._config.teacher_timeout_s,
+            weight=self._config.teacher_weight,
         )
-        self._prefetcher.put(query, digest=binding.digest)
+        with self._sending:
+            self._asked.append(_Asked(query, self._current))
+            self._prefetcher.put(query, digest=self._current.digest)
 
     def get(self) -> TeacherAnswer:
-        """The answer to the oldest open question; see retry.Prefetcher.get for what it raises."""
-        reply = self._prefetcher.get()
-        return TeacherAnswer(reply.logits.astype(np.float32, copy=False), self._bindings.popleft())
+        """The answer to the oldest open question. Raises as retry.Prefetcher.get, NotInLedger."""
+        asked = self._asked.popleft()
+        reply = self._reply_soon(asked) if self._away else self._reply(asked)
+        asking = self._spent()
+        if reply is not None:
+            return TeacherAnswer(reply.logits.astype(np.float32, copy=False), asked.binding, asking=asking)
+        num_items = asked.query.num_clips // VIEWS_PER_TUPLE
+        nothing = np.zeros((num_items, len(PRETEXT_CLASSES)), dtype=np.float32)
+        return TeacherAnswer(nothing, asked.binding, np.zeros(num_items, dtype=np.bool_), asking)
+
+    def flush(self) -> None:
+        """Makes durable what was recorded so far."""
+        if self._ledger is not None:
+            self._ledger.flush()
 
     def close(self) -> None:
         """Cancels what is in flight and closes the client."""
         self._prefetcher.close()
         self._client.close()
+
+    def _reply(self, asked: _Asked) -> TeacherReply | None:
+        """None for a step that goes without."""
+        try:
+            return self._prefetcher.get()
+        except TeacherUnavailable:
+            if self._config.on_teacher_loss == "skip":
+                self._away = True
+                return None
+            if self._config.on_teacher_loss == "replay" and self._replay_only is not None:
+                return self._replay(asked, self._replay_only)
+            raise
+
+    def _reply_soon(self, asked: _Asked) -> TeacherReply | None:
+        if self._prefetcher.is_back():
+            self._away = False
+            return self._reply(asked)
+        try:
+            reply = self._prefetcher.get_soon(AWAY_WAIT_S)
+        except RetryableTeacherError:
+            return None
+        self._away = False
+        return reply
+
+    def _replay(self, asked: _Asked, replay_only: Callable[[], AnswerLedger]) -> TeacherReply:
+        """Hands this question and those in flight to the ledger alone, for good."""
+        with self._sending:
+            self._client.close()  # it writes down what it recorded, for the other one to find
+            self._replayed_before = self._replayed_items()
+            self._client = self._ledger = replay_only()
+            self._replay_only = None
+            self._prefetcher.move_to(self._client)
+        return self._asker.ask(asked.query, digest=asked.binding.digest)
+
+    def _spent(self) -> Asking:
+        """What asking has cost since the answer before."""
+        stats, before = self._prefetcher.stats, self._counted
+        self._counted = Asking(stats.retries, stats.dropped, self._replayed_items())
+        return Asking(
+            self._counted.retries - before.retries,
+            self._counted.dropped - before.dropped,
+            self._counted.replayed - before.replayed,
+        )
+
+    def _replayed_items(self) -> int:
+        return self._replayed_before + (0 if self._ledger is None else self._ledger.stats.replayed_items)
