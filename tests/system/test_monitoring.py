@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import re
@@ -101,9 +100,9 @@ class Watched:
 
     def ask(self, name: str) -> int:
         """A question over HTTP: its status."""
-        body = io.BytesIO()
-        np.save(body, np.full((2, 8, 32, 32, 3), self.asked % 256, dtype=np.uint8))
-        status = self.http.post(f"{self.gateway}/v1/teachers/{name}/logits", content=body.getvalue()).status_code
+        clips = np.full((2, 8, 32, 32, 3), self.asked % 256, dtype=np.uint8)
+        pixels = {"name": "pixels", "datatype": "UINT8", "shape": clips.shape, "data": clips.reshape(-1).tolist()}
+        status = self.http.post(f"{self.gateway}/v2/models/{name}/infer", json={"inputs": [pixels]}).status_code
         self.asked += status == 200
         return status
 
@@ -253,7 +252,7 @@ def test_gateway_and_teachers_count_every_question_exactly(watched: Watched) -> 
         assert watched.ask("beta") == 200
     for _ in range(3):
         assert watched.ask("nobody") == 404
-    route = 'route="/v1/teachers/{name}/logits"'
+    route = 'route="/v2/models/{name}/infer"'
     expected = {
         f'ray_preceptor_gateway_requests_total{{{route},status="200"}}': watched.asked,
         f'ray_preceptor_gateway_requests_total{{{route},status="404"}}': 3,

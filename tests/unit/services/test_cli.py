@@ -27,7 +27,17 @@ def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
     return cli.main()
 
 
-@pytest.mark.parametrize("args", [[], ["serve"], ["teacher"], ["teacher", "list"], ["export-metrics"], ["demo-data"]])
+COMMANDS = [
+    ["serve"],
+    ["stop"],
+    *(["teacher", x] for x in ("list", "import", "ensemble", "verify", "promote", "rollback", "evict", "bench")),
+    *(["ledger", x] for x in ("list", "verify")),
+    ["export-metrics"],
+    ["demo-data"],
+]
+
+
+@pytest.mark.parametrize("args", [[], ["teacher"], ["ledger"], *COMMANDS])
 def test_help_is_there_for_every_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str]
 ) -> None:
@@ -37,14 +47,26 @@ def test_help_is_there_for_every_command(
     assert "usage: preceptor" in capsys.readouterr().out
 
 
-def test_help_imports_neither_torch_nor_ray_nor_fastapi() -> None:
+@pytest.mark.parametrize("args", COMMANDS)
+def test_every_command_shows_an_example_of_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *args, "--help")
+    words = " ".join(capsys.readouterr().out.split())
+    assert "Example: " in words
+    assert "preceptor " + " ".join(args) in words.split("Example: ")[1]
+
+
+@pytest.mark.parametrize("args", [[], ["teacher", "import"], ["teacher", "promote"], ["ledger", "verify"]])
+def test_help_imports_neither_torch_nor_ray_nor_fastapi(args: list[str]) -> None:
     program = (
-        "import sys\nfrom services.cli import main\nsys.argv = ['preceptor', '--help']\n"
+        "import sys\nfrom services.cli import main\nsys.argv = ['preceptor', *sys.argv[1:], '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'ray', 'fastapi', 'cv2', 'pyarrow') if name in sys.modules])"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program, *args], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
     )
     assert ended.stdout.splitlines()[-1] == "[]"
 
@@ -53,18 +75,19 @@ def test_help_imports_neither_torch_nor_ray_nor_fastapi() -> None:
 def test_an_address_that_others_reach_needs_a_token(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str
 ) -> None:
-    monkeypatch.delenv("PRECEPTOR_TOKEN", raising=False)
+    for name in ("PRECEPTOR_TOKEN", "PRECEPTOR_OPERATOR_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     assert run(monkeypatch, "serve", "--host", host) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: --host {host} can be reached from other machines: set a token in PRECEPTOR_TOKEN")
     assert error.count("\n") == 1
-    check_address(host, "token")
+    check_address(host, has_token=True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
 def test_loopback_needs_none(host: str) -> None:
     assert is_loopback(host)
-    check_address(host, None)
+    check_address(host, has_token=False)
 
 
 def test_a_port_in_use_is_found_before_anything_is_started(

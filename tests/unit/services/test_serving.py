@@ -17,7 +17,8 @@ from teacher_server.errors import BadQuery
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRECEPTOR_HOME", "/preceptor")
-    monkeypatch.delenv("PRECEPTOR_TOKEN", raising=False)
+    for variable in ("PRECEPTOR_TOKEN", "PRECEPTOR_OPERATOR_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 def deployment(application: Any) -> Any:
@@ -41,19 +42,23 @@ def test_a_config_file_gets_the_deployment_that_the_roster_makes(monkeypatch: py
 
 
 def test_the_gateway_takes_its_token_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert deployment(serving.gateway({})).init_args == ("/preceptor/teachers", GatewayOptions())
+    args = deployment(serving.gateway({})).init_args
+    assert args == ("/preceptor/teachers", "/preceptor/stores", GatewayOptions())
     monkeypatch.setenv("PRECEPTOR_TOKEN", "secret")
-    _, options = deployment(serving.gateway({"require_token": True, "library": "/elsewhere"})).init_args
-    assert options.token == "secret"
+    *_, options = deployment(serving.gateway({"require_token": True, "library": "/elsewhere"})).init_args
+    assert (options.token, options.operator_token) == ("secret", None)
+    monkeypatch.setenv("PRECEPTOR_OPERATOR_TOKEN", "other")
+    assert deployment(serving.gateway({})).init_args[2].operator_token == "other"
 
 
 def test_a_gateway_that_must_have_a_token_is_not_built_without() -> None:
-    with pytest.raises(BadQuery, match="PRECEPTOR_TOKEN is not set"):
+    with pytest.raises(BadQuery, match="neither PRECEPTOR_TOKEN nor PRECEPTOR_OPERATOR_TOKEN"):
         serving.gateway({"require_token": True})
 
 
 def test_a_library_in_the_config_replaces_the_one_of_the_home() -> None:
     assert deployment(serving.gateway({"library": "/elsewhere"})).init_args[0] == str(Path("/elsewhere"))
+    assert deployment(serving.gateway({"stores": "/elsewhere"})).init_args[:2] == ("/preceptor/teachers", "/elsewhere")
     assert deployment(serving.teachers({"library": "/elsewhere"})).init_args[0] == "/elsewhere"
 
 

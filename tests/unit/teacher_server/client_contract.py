@@ -1,5 +1,7 @@
-"""What every teacher client promises. Test classes for the in-process client and for the service inherit from it;
-each brings a fixture `client` and, like everybody, `tiny`, `library` and `store`.
+"""What every teacher client promises. The test classes of the in-process client, the service, the HTTP client and the
+ledger inherit from it; each brings a fixture `client` and, like everybody, `tiny`, `library` and `store`.
+
+A store is found by its folder's name over HTTP, so the stores of these tests lie beside `store`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from data.render import render_batch
 from data.store import ClipStore
 from data.views import ClipSpec
 from teacher_server.contract import MAX_QUEUED_CLIPS, TeacherClient
-from teacher_server.errors import BadQuery, TeacherUnavailable, UnknownTeacher
+from teacher_server.errors import BadQuery, NoReplyYet, TeacherUnavailable, UnknownTeacher
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherQuery, check_reply
 from teacher_server.teacher import FrozenTeacher
@@ -41,6 +43,7 @@ class ClientContract:
             np.testing.assert_array_equal(reply.logits, expected)
             assert reply.logits.dtype == np.float32
             assert reply.features is None
+            assert reply.engine == teacher.engine
             assert min(reply.seconds.queue, reply.seconds.render) >= 0
             assert reply.seconds.forward > 0
 
@@ -51,6 +54,47 @@ class ClientContract:
         at = {t: client.submit(tiny.views_query(store, batch, temperature=t)).result(PATIENCE_S) for t in (1.0, 2.0)}
         np.testing.assert_array_equal(at[1.0].logits, 2 * at[2.0].logits)  # halving is exact
         assert (at[1.0].temperature, at[2.0].temperature) == (1.0, 2.0)
+
+    def test_half_precision_logits_are_the_float32_ones_rounded_once(
+        self, client: TeacherClient, tiny: ModuleType, store: ClipStore
+    ) -> None:
+        batch = tiny.draw(store, 3)
+        whole, half = (
+            client.submit(tiny.views_query(store, batch, dtype=dtype)).result(PATIENCE_S).logits
+            for dtype in ("float32", "float16")
+        )
+        assert half.dtype == np.float16
+        np.testing.assert_array_equal(half, whole.astype(np.float16))
+
+    def test_pixels_that_come_with_their_views_are_answered_as_the_views_alone(
+        self, client: TeacherClient, tiny: ModuleType, store: ClipStore
+    ) -> None:
+        batch = tiny.draw(store, 2)
+        pixels = render_batch(store.gather(batch), batch)
+        alone, together = (
+            client.submit(tiny.views_query(store, batch, pixels=given)).result(PATIENCE_S).logits
+            for given in (None, pixels)
+        )
+        np.testing.assert_array_equal(together, alone)
+
+    def test_pixels_of_other_clips_than_the_views_are_refused(
+        self, client: TeacherClient, tiny: ModuleType, store: ClipStore
+    ) -> None:
+        batch = tiny.draw(store, 2)
+        pixels = render_batch(store.gather(batch), batch)
+        with pytest.raises(BadQuery, match=r"3 clips are .* the 6 views that they come with"):
+            client.submit(tiny.views_query(store, batch, pixels=pixels[:3])).result(PATIENCE_S)
+
+    def test_run_and_weight_take_no_part_in_the_answer(
+        self, client: TeacherClient, tiny: ModuleType, store: ClipStore
+    ) -> None:
+        batch = tiny.draw(store, 2)
+        plain, other = (
+            client.submit(tiny.views_query(store, batch, **fields)).result(PATIENCE_S)
+            for fields in ({}, {"run": "20261122-101500-demo", "weight": 7.5})
+        )
+        np.testing.assert_array_equal(other.logits, plain.logits)
+        assert (other.digest, other.engine) == (plain.digest, plain.engine)
 
     def test_features_come_when_asked_for(
         self, client: TeacherClient, tiny: ModuleType, library: TeacherLibrary, store: ClipStore
@@ -75,7 +119,7 @@ class ClientContract:
     @pytest.mark.parametrize(
         ("fault", "match"),
         [
-            ("items", "answers items of 3 views, got 1"),
+            ("items", "items? of 3 views, got"),
             ("crop", "takes 32x32 pixels, got 24x24"),
             ("bytes", "not a view batch"),
             ("empty", "at least one item"),
@@ -92,7 +136,7 @@ class ClientContract:
     def test_views_of_another_store_are_refused(
         self, client: TeacherClient, tiny: ModuleType, store: ClipStore, tmp_path: Path
     ) -> None:
-        other = tiny.build_store(tmp_path / "other", seed=1)
+        other = tiny.build_store(store.path.parent / tmp_path.name, seed=1)
         query = tiny.views_query(store, tiny.draw(store, 1), store=str(other.path))
         with pytest.raises(StoreMismatch, match=store.fingerprint):
             client.submit(query).result(PATIENCE_S)
@@ -104,12 +148,14 @@ class ClientContract:
         with pytest.raises(StoreMissing, match="nowhere"):
             client.submit(query).result(PATIENCE_S)
 
-    def test_no_reply_in_time_is_a_retryable_error(
+    def test_no_reply_in_time_is_told_apart_and_waiting_again_brings_it(
         self, client: TeacherClient, tiny: ModuleType, store: ClipStore
     ) -> None:
         pending = client.submit(tiny.views_query(store, tiny.draw(store, 6)))
-        with pytest.raises(TeacherUnavailable, match="alpha@1 did not answer"):
+        with pytest.raises(NoReplyYet, match="alpha@1 did not answer"):
             pending.result(0.0)
+        first, again = pending.result(PATIENCE_S), pending.result(PATIENCE_S)
+        np.testing.assert_array_equal(first.logits, again.logits)
         pending.cancel()
         pending.cancel()
 
@@ -117,8 +163,9 @@ class ClientContract:
         ahead = client.submit(tiny.views_query(store, tiny.draw(store, 48)))
         pending = client.submit(tiny.views_query(store, tiny.draw(store, 1)))
         pending.cancel()
-        with pytest.raises(TeacherUnavailable):
+        with pytest.raises(TeacherUnavailable) as caught:
             pending.result(PATIENCE_S)
+        assert not isinstance(caught.value, NoReplyYet)
         assert len(ahead.result(PATIENCE_S).logits) == 48
 
 

@@ -17,6 +17,7 @@ from data.store import ClipStore
 from teacher_server.errors import (
     BadQuery,
     BadReply,
+    NoReplyYet,
     RetryableTeacherError,
     TeacherNotResident,
     TeacherOverloaded,
@@ -93,11 +94,13 @@ class Script:
         self.cancelled: list[str] = []
         self.pauses: list[float] = []
         self.timeouts: list[float] = []
+        self.latest: dict[str, _ScriptedReply] = {}
         self.now = 0.0
 
     def submit(self, query: TeacherQuery) -> Any:
         self.submitted.append(query.request_id)
-        return _ScriptedReply(self, query, self.outcomes.pop(0))
+        self.latest[query.request_id] = _ScriptedReply(self, query, self.outcomes.pop(0))
+        return self.latest[query.request_id]
 
     def close(self) -> None:
         """Nothing to free."""
@@ -125,13 +128,17 @@ class _ScriptedReply:
         self._script.timeouts.append(timeout_s)
         if self._outcome == "silence":
             self._script.now += timeout_s
-            raise TeacherUnavailable("alpha@1", timeout_s, "no reply yet")
+            raise NoReplyYet("alpha@1", timeout_s, "no reply yet")
         if isinstance(self._outcome, Exception):
             raise self._outcome
         return reply_to(self._query, **self._outcome)  # type: ignore[arg-type]
 
     def cancel(self) -> None:
         self._script.cancelled.append(self._query.request_id)
+
+    def turn_into(self, outcome: object) -> None:
+        """What happens to a question that is on its way."""
+        self._outcome = outcome
 
 
 def question(name: str = "q") -> TeacherQuery:
@@ -254,3 +261,120 @@ def test_closing_a_prefetcher_cancels_what_is_in_flight() -> None:
 def test_a_depth_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Prefetcher(Script().asker(), depth=0)
+
+
+DIED = TeacherUnavailable("alpha@1", 1.0, "replica died")
+
+
+def prefetching(script: Script, names: str, **policy: float) -> Prefetcher:
+    prefetcher = Prefetcher(script.asker(**policy), depth=len(names))
+    for name in names:
+        prefetcher.put(question(name), digest=DIGEST)
+    return prefetcher
+
+
+def test_questions_that_failed_with_the_oldest_are_asked_again_with_it_after_one_pause() -> None:
+    # b and d died with a, c lives on another replica; then all are answered.
+    script = Script(DIED, DIED, {}, DIED, {}, {}, {})
+    prefetcher = prefetching(script, "abcd")
+    assert [prefetcher.get().request_id for _ in range(4)] == ["a", "b", "c", "d"]
+    assert script.submitted == ["a", "b", "c", "d", "a", "b", "d"]
+    assert len(script.pauses) == 1
+    assert (prefetcher.stats.retries, prefetcher.stats.dropped, prefetcher.stats.queries) == (3, 3, 4)
+
+
+def test_questions_on_their_way_are_left_alone_when_the_oldest_is_asked_again() -> None:
+    script = Script(DIED, "silence", {})
+    prefetcher = prefetching(script, "ab")
+    prefetcher.get()
+    assert script.submitted == ["a", "b", "a"]
+    assert script.cancelled == ["a"]
+    script.latest["b"].turn_into({})
+    assert prefetcher.get().request_id == "b"
+    assert script.submitted == ["a", "b", "a"]
+
+
+def test_what_repeating_does_not_help_waits_for_its_turn() -> None:
+    script = Script(DIED, BadQuery("no"), {})
+    prefetcher = prefetching(script, "ab")
+    assert prefetcher.get().request_id == "a"
+    with pytest.raises(BadQuery):
+        prefetcher.get()
+    assert script.submitted == ["a", "b", "a"]
+
+
+def test_the_budget_of_a_question_runs_from_its_first_failure_and_not_from_its_turn() -> None:
+    # a and b fail together at 0; a is answered in its second try, b only fails.
+    script = Script(DIED, DIED, {}, *[DIED] * 50)
+    prefetcher = prefetching(script, "ab", budget_s=4.0, backoff_s=0.5, max_backoff_s=1.0)
+    prefetcher.get()
+    first_failure, script.now = script.now, script.now + 3.0
+    with pytest.raises(TeacherUnavailable, match="replica died"):
+        prefetcher.get()
+    assert script.now - first_failure <= 4.0
+    assert script.now > first_failure + 3.0
+
+
+def test_a_short_try_neither_repeats_nor_waits_longer_than_told() -> None:
+    script = Script(DIED, "silence", {})
+    prefetcher = prefetching(script, "abc")
+    with pytest.raises(TeacherUnavailable, match="replica died"):
+        prefetcher.get_soon(0.25)
+    with pytest.raises(NoReplyYet):
+        prefetcher.get_soon(0.25)
+    assert prefetcher.get_soon(0.25).request_id == "c"
+    assert script.timeouts == [0.25] * 3
+    assert (script.submitted, script.pauses) == (["a", "b", "c"], [])
+    assert (prefetcher.stats.retries, prefetcher.stats.dropped, prefetcher.stats.queries) == (0, 2, 3)
+
+
+def test_an_answer_that_comes_after_its_short_try_only_says_that_the_teacher_is_back() -> None:
+    script = Script("silence", "silence", {})
+    prefetcher = prefetching(script, "abc")
+    for _ in range(2):
+        with pytest.raises(NoReplyYet):
+            prefetcher.get_soon(0.25)
+    assert script.cancelled == ["b"]  # one probe is enough
+    assert not prefetcher.is_back()
+    script.latest["a"].turn_into({})
+    assert prefetcher.is_back()
+    assert not prefetcher.is_back()  # it tells once
+    assert prefetcher.get().request_id == "c"
+
+
+@pytest.mark.parametrize("failure", ["died", "too old"])
+def test_a_probe_that_is_lost_makes_room_for_another(failure: str) -> None:
+    script = Script("silence", "silence")
+    prefetcher = prefetching(script, "ab", attempt_timeout_s=10.0)
+    with pytest.raises(NoReplyYet):
+        prefetcher.get_soon(0.25)
+    if failure == "died":
+        script.latest["a"].turn_into(DIED)
+    else:
+        script.now += 10.0
+    assert not prefetcher.is_back()
+    with pytest.raises(NoReplyYet):
+        prefetcher.get_soon(0.25)
+    script.latest["b"].turn_into({})
+    assert prefetcher.is_back()
+
+
+def test_another_client_is_asked_what_is_on_its_way_and_all_that_follows() -> None:
+    first, second = Script("silence", "silence"), Script({}, {}, {})
+    prefetcher = prefetching(first, "ab")
+    prefetcher.move_to(second)
+    assert first.cancelled == second.submitted == ["a", "b"]
+    assert prefetcher.get().request_id == "a"
+    prefetcher.put(question("c"), digest=DIGEST)
+    assert [prefetcher.get().request_id for _ in range(2)] == ["b", "c"]
+    assert (first.submitted, second.submitted) == (["a", "b"], ["a", "b", "c"])
+
+
+def test_closing_cancels_the_probe_too() -> None:
+    script = Script("silence")
+    prefetcher = prefetching(script, "a")
+    with pytest.raises(NoReplyYet):
+        prefetcher.get_soon(0.25)
+    prefetcher.close()
+    assert script.cancelled == ["a"]
+    assert not prefetcher.is_back()

@@ -57,6 +57,9 @@ def test_a_teacher_id_needs_a_version() -> None:
     ("changes", "match"),
     [
         ({}, "neither"),
+        ({"pixels": PIXELS, "run": "r" * 201}, "at most 200 characters, got 201"),
+        ({"pixels": PIXELS, "weight": 0.0}, "weight"),
+        ({"pixels": PIXELS, "dtype": "float64"}, "float32 or float16"),
         ({"views": b"x"}, "names the store"),
         ({"pixels": PIXELS, "temperature": 0.0}, "temperature"),
         ({"pixels": PIXELS, "temperature": float("nan")}, "temperature"),

@@ -71,8 +71,10 @@ def test_every_change_of_an_alias_is_in_the_log(roster: Roster, clock: Clock) ->
     clock.now = 2000.0
     roster.promote("alpha", 2, who="ann")
     roster.promote("alpha", 2, who="bob")  # changes nothing
-    log = [(entry.when, entry.who, entry.name, entry.old, entry.new) for entry in reread(roster).state().log]
-    assert log == [(1000.0, "first use", "alpha", None, 1), (2000.0, "ann", "alpha", 1, 2)]
+    log = [
+        (entry.when, entry.who, entry.kind, entry.name, entry.old, entry.new) for entry in reread(roster).state().log
+    ]
+    assert log == [(1000.0, "roster", "first use", "alpha", None, 1), (2000.0, "ann", "promote", "alpha", 1, 2)]
 
 
 def test_an_alias_keeps_its_signature(tiny: ModuleType, clock: Clock, tmp_path: Path) -> None:
@@ -184,18 +186,89 @@ def test_replicas_need_what_aliases_and_live_runs_name(roster: Roster, clock: Cl
     roster.resolve(TeacherRef("beta"))
     assert roster.required() == {TeacherId("beta", 1)}
     roster.acquire("run", "app", TeacherId("gamma", 1), deploying=True)
+    assert roster.required() == {TeacherId("beta", 1), TeacherId("gamma", 1)}
     roster.bind("run", TeacherRef("alpha", 2), 0)
-    live = {TeacherId("beta", 1), TeacherId("gamma", 1), TWO, ONE}  # ONE: the alias that alpha's first use made
-    assert roster.required() == live
+    assert roster.required() == {TeacherId("beta", 1), TWO, ONE}  # ONE: the alias that alpha's first use made
     clock.now += LEASE_TTL_S
     assert roster.required() == {TeacherId("beta", 1), ONE}
 
 
+def test_the_last_block_keeps_its_version_loaded_until_the_next_but_one_is_bound(roster: Roster) -> None:
+    """One rank may still ask about a block when another has begun the next."""
+    roster.acquire("run", "app", ONE, deploying=True)
+    roster.bind("run", ALPHA, 4)
+    roster.promote("alpha", 2, who="ann")
+    roster.bind("run", ALPHA, 5)
+    assert roster.required() == {ONE, TWO}
+    roster.bind("run", ALPHA, 6)
+    assert roster.required() == {TWO}
+
+
+def test_a_timeline_is_put_back_from_a_checkpoint(roster: Roster, tmp_path: Path) -> None:
+    roster.bind("run", ALPHA, 2)
+    roster.promote("alpha", 2, who="ann")
+    roster.bind("run", ALPHA, 5)
+    saved = roster.timeline("run")
+    empty = Roster(roster.library, tmp_path / "other.json")
+    empty.restore("run", saved, 6)
+    assert empty.timeline("run") == saved
+    assert [empty.bind("run", ALPHA, block).teacher for block in (0, 4, 5, 6)] == [ONE, ONE, TWO, TWO]
+    assert empty.bind("run", ALPHA, 7).teacher == ONE  # decided now: there, the alias was never moved
+
+
+def test_the_rosters_record_outranks_the_checkpoints(roster: Roster) -> None:
+    bound = roster.bind("run", ALPHA, 3)
+    roster.restore("run", [Binding(TWO, "d" * 64, 0)], 9)
+    assert roster.timeline("run") == [Binding(ONE, bound.digest, 0)]
+    assert roster.state().timelines["run"].highest_block == 3
+
+
+def test_an_empty_timeline_restores_nothing(roster: Roster) -> None:
+    roster.restore("run", [], -1)
+    assert roster.state() == RosterState()
+
+
+@pytest.mark.parametrize(("blocks", "highest"), [((1,), 4), ((0, 3, 3), 4), ((0, 5, 2), 6), ((0, 3), 2)])
+def test_a_timeline_that_no_run_can_have_had_is_refused(roster: Roster, blocks: tuple[int, ...], highest: int) -> None:
+    with pytest.raises(BadQuery, match="starts at block 0 and ascends"):
+        roster.restore("run", [Binding(ONE, "d" * 64, block) for block in blocks], highest)
+    assert roster.state() == RosterState()
+
+
+def test_the_cluster_that_serves_a_library_can_be_found(roster: Roster, clock: Clock) -> None:
+    roster.acquire("run", "one/app", ONE, deploying=True, cluster_address="10.0.0.1:6379")
+    roster.note_app("one/app", "10.0.0.1:6379")
+    roster.note_app("two/app", "10.0.0.2:6379")
+    state = roster.state()
+    assert state.addresses(clock.now) == ["10.0.0.1:6379", "10.0.0.2:6379"]
+    assert {key: app.owner for key, app in state.apps.items()} == {"one/app": "run", "two/app": "operator"}
+    roster.forget_app("one/app")
+    clock.now += LEASE_TTL_S - 1
+    roster.note_app("two/app", "10.0.0.2:6379")
+    clock.now += 1
+    assert roster.state().addresses(clock.now) == ["10.0.0.2:6379"]
+    clock.now += LEASE_TTL_S
+    assert roster.state().addresses(clock.now) == []
+
+
+def test_an_app_that_was_noted_lately_is_not_written_again(roster: Roster, clock: Clock) -> None:
+    roster.note_app("app", "here")
+    before = roster.path.stat().st_ino
+    clock.now += LEASE_TTL_S / 2 - 1
+    roster.note_app("app", "here")
+    assert roster.path.stat().st_ino == before
+    clock.now += 1
+    roster.note_app("app", "here")
+    assert roster.path.stat().st_ino != before
+
+
 def test_leases_of_clusters_that_are_gone_are_forgotten(roster: Roster, clock: Clock) -> None:
     roster.acquire("old", "gone/app", ONE, deploying=True)
+    roster.note_app("gone/app", "gone")
     clock.now += 2 * 24 * 3600
     assert roster.expired("here/app") == []
     assert roster.leases("gone/app") == {}
+    assert roster.state().apps == {}
 
 
 @pytest.mark.parametrize(

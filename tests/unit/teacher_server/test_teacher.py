@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -14,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from data.prepare import InputSpec, prepare
 from teacher_server.answering import answer_together
+from teacher_server.batching import Part
 from teacher_server.errors import BadQuery, LibraryError
 from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher, build_teacher_network
+from teacher_server.teacher import FrozenTeacher, TeacherAnswer, build_teacher_network
 
 
 def clips(count: int, seed: int = 0, frames: int = 8, side: int = 32) -> NDArray[np.uint8]:
@@ -66,7 +68,8 @@ def test_an_answer_does_not_depend_on_its_neighbours_or_its_place(teacher: Froze
 
 def test_merged_questions_get_the_answers_that_they_would_get_alone(teacher: FrozenTeacher) -> None:
     questions = [clips(3 * items, seed=items) for items in (1, 5, 2, 4)]
-    for merged, question in zip(answer_together(teacher, questions), questions, strict=True):
+    parts = [Part(question, 0, len(question) // 3) for question in questions]
+    for merged, question in zip(answer_together(teacher, parts), questions, strict=True):
         alone = teacher.answer(question)
         np.testing.assert_array_equal(merged.logits, alone.logits)
         np.testing.assert_array_equal(merged.features, alone.features)
@@ -134,11 +137,90 @@ def test_the_weights_are_frozen(teacher: FrozenTeacher) -> None:
     ],
 )
 def test_damaged_weights_are_named(library: TeacherLibrary, tmp_path: Path, damage: str, match: str) -> None:
+    own = TeacherLibrary(tmp_path / "library")
     entry = library.entry(TeacherId("alpha", 1))
-    bad = _damaged(entry.weights, tmp_path / "model.safetensors", damage)
+    own.add("alpha", entry.card, _damaged(entry.weights, tmp_path / "damaged", damage))
+    bad = own.entry(TeacherId("alpha", 1))
     with pytest.raises(LibraryError, match=match) as caught:
-        FrozenTeacher.load(dataclasses.replace(entry, folder=bad.parent))
-    assert str(bad) in str(caught.value)
+        FrozenTeacher.load(bad)
+    assert str(bad.weights) in str(caught.value)
+
+
+def test_weights_that_change_after_they_were_hashed_are_refused(library: TeacherLibrary, tmp_path: Path) -> None:
+    own = TeacherLibrary(tmp_path / "library")
+    sound = library.entry(TeacherId("alpha", 1))
+    entry = own.entry(own.add("alpha", sound.card, sound.weights))
+    shutil.copyfile(library.entry(TeacherId("alpha", 2)).weights, entry.weights)  # sound too, but another teacher
+    with pytest.raises(LibraryError, match="it was changed since"):
+        FrozenTeacher.load(entry)
+
+
+def test_the_memory_of_a_teacher_is_that_of_its_parameters(library: TeacherLibrary) -> None:
+    entry = library.entry(TeacherId("alpha", 1))
+    network = build_teacher_network(entry.card)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm3d)]
+    # Folding leaves one bias of a batch-norm's four vectors, and no counter of batches.
+    plain = sum(tensor.nbytes for tensor in network.state_dict().values())
+    assert FrozenTeacher.load(entry).num_bytes == plain - sum(3 * 4 * norm.num_features + 8 for norm in norms)
+
+
+class Forgetful(FrozenTeacher):
+    """A teacher with a fault of some kind."""
+
+    fault = ""
+
+    def answer(self, pixels_NTHW3: NDArray[np.uint8]) -> TeacherAnswer:
+        answer = super().answer(pixels_NTHW3)
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.fault == "second" and self.calls == 2:
+            answer.logits[-1, -1] += 1e-6
+        if self.fault == "place":
+            answer.features[:] += 1e-6 * np.arange(len(answer.features))[:, None]
+        if self.fault == "neighbours" and len(answer.logits) == 1:
+            answer.logits[0, 0] = np.nextafter(answer.logits[0, 0], np.float32(9))
+        if self.fault == "nan":
+            answer.features[0, 0] = np.nan
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("fault", "match"),
+    [
+        ("second", "other numbers the second time"),
+        ("neighbours", "other numbers for the first item alone"),
+        ("place", "other numbers in another place of the chunk"),
+        ("nan", "numbers that are not finite"),
+    ],
+)
+def test_the_self_test_finds_answers_that_depend_on_anything_else(
+    library: TeacherLibrary, monkeypatch: pytest.MonkeyPatch, fault: str, match: str
+) -> None:
+    entry = library.entry(TeacherId("alpha", 1))
+    monkeypatch.setattr(Forgetful, "fault", "")
+    Forgetful.load(entry)  # the control
+    monkeypatch.setattr(Forgetful, "fault", fault)
+    with pytest.raises(LibraryError, match=match):
+        Forgetful.load(entry)
+
+
+def test_batch_norm_is_folded_away(teacher: FrozenTeacher) -> None:
+    assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in teacher._network.modules())
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_bfloat16_answers_are_close_and_as_independent(library: TeacherLibrary, tmp_path: Path, name: str) -> None:
+    full = library.entry(TeacherId(name, 1))
+    own = TeacherLibrary(tmp_path / "library")
+    half = own.entry(own.add(name, full.card.model_copy(update={"precision": "bfloat16"}), full.weights))
+    teacher, views = FrozenTeacher.load(half), half.card.views_per_item
+    pixels = clips(9 * views)
+    answer, expected = teacher.answer(pixels), FrozenTeacher.load(full).answer(pixels)
+    assert answer.logits.dtype == answer.features.dtype == np.float32
+    assert not answer.equals(expected)
+    np.testing.assert_allclose(answer.logits, expected.logits, atol=0.05)
+    assert answer.take([8]).equals(teacher.answer(pixels[8 * views :]))
+    assert FrozenTeacher.load(half, num_threads=3).answer(pixels).equals(answer)
+    assert half.digest != full.digest
 
 
 def _damaged(weights: Path, target: Path, damage: str) -> Path:

@@ -23,6 +23,7 @@ from trainer.loop import Outcome, Trainer
 from trainer.plan import Plan, make_plan
 from trainer.runs import RunFolder
 from trainer.teaching import BoundTeacher
+from trainer.timeline import Binder
 
 FRAME_SIZE = (40, 54)
 CLASSES = ("left", "right")
@@ -147,10 +148,9 @@ class Bench:
         if ref is None:
             return None
         library = TeacherLibrary(self.home / "teachers")
-        roster = Roster(library)
         return BoundTeacher(
             client or InProcessTeacherClient(library),
-            lambda block: roster.bind(run.run_id, ref, block),
+            Binder(Roster(library), run.run_id, ref, keep_last=config.on_teacher_loss != "wait"),
             config=config,
             run_id=run.run_id,
             store_path=Path(config.store),

@@ -21,8 +21,20 @@ from trainer.config import RunConfig
 from trainer.step import StudentBatch, train_step
 
 CONFIG = RunConfig(contrast=True, alpha=0.5, kd_weight=2.0, temperature=4.0, crop=32, clip_len=8, lr=0.1)
-CASES = {"equal": (2, 2), "unequal": (2, 3), "scratch": (3, 2)}
-TERMS = ("loss", "pretext", "contrast", "distill", "pretext_acc", "agreement")
+CASES = {
+    "equal": (2, 2),
+    "unequal": (2, 3),
+    "scratch": (3, 2),
+    "some": (2, 3),
+    "one worker": (2, 3),
+    "nobody": (2, 2),
+}
+ANSWERED = {  # the tuples with an answer; cases that are not named have all of them
+    "some": (True, False, True, True, False),
+    "one worker": (False, False, True, False, True),
+    "nobody": (False, False, False, False),
+}
+TERMS = ("loss", "pretext", "contrast", "distill", "pretext_acc", "agreement", "kd_skipped")
 
 
 def network() -> VideoNetwork:
@@ -42,16 +54,21 @@ def global_batch(case: str) -> StudentBatch:
     first, middle, last = torch.randn(3, total, 3, 8, 32, 32, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 5, (total,), generator=generator)
     teacher = torch.randn(total, 5, generator=generator, dtype=torch.float64)
-    return StudentBatch((first, middle, last), labels, None if case == "scratch" else teacher)
+    mask = None
+    if case in ANSWERED:
+        mask = torch.tensor(ANSWERED[case])
+        teacher[~mask] = float("nan")  # what was not answered means nothing
+    return StudentBatch((first, middle, last), labels, None if case == "scratch" else teacher, mask)
 
 
 def share(batch: StudentBatch, start: int, stop: int) -> StudentBatch:
-    """Tuples start .. stop-1."""
+    """Tuples start .. stop-1. A worker whose tuples were all answered has no mask, as the loader makes its batches."""
     first, middle, last = (clip[start:stop] for clip in batch.clips)
-    teacher = batch.teacher_logits
-    return StudentBatch(
-        (first, middle, last), batch.pretext_labels[start:stop], None if teacher is None else teacher[start:stop]
-    )
+    teacher = None if batch.teacher_logits is None else batch.teacher_logits[start:stop]
+    mask = None if batch.teacher_mask is None else batch.teacher_mask[start:stop]
+    if mask is not None and mask.all():
+        mask = None
+    return StudentBatch((first, middle, last), batch.pretext_labels[start:stop], teacher, mask)
 
 
 def step(batch: StudentBatch, collective: Collective) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from teacher_server.zoo.network import VideoNetwork
 from trainer.checkpoint import (
     KEEP,
     CheckpointError,
-    TimelineEntry,
     Totals,
     TrainingState,
     load_network_tensors,
@@ -26,6 +25,7 @@ from trainer.checkpoint import (
     newest_step,
     save_checkpoint,
 )
+from trainer.timeline import TimelineEntry
 
 FIXED = {"workers": 1, "threads": 1, "device": "cpu", "store_fingerprint": "f" * 32, "settings": "0123456789ab"}
 

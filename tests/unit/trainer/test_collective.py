@@ -15,6 +15,7 @@ from trainer.collective import Collective
 SCRIPT = Path(__file__).with_name("rank.py")
 ROOT = Path(__file__).parents[3]
 WORLD = 2
+CASES = ["equal", "unequal", "scratch", "some", "one worker", "nobody"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def part(result, prefix):
     return {name.removeprefix(f"{prefix}/"): t for name, t in result.items() if name.startswith(f"{prefix}/")}
 
 
-@pytest.mark.parametrize("case", ["equal", "unequal", "scratch"])
+@pytest.mark.parametrize("case", CASES)
 def test_the_summed_gradients_are_those_of_one_process_over_the_global_batch(rank, results, case):
     expected = rank.step(rank.global_batch(case), Collective())
     gradients = [name for name in expected if name.startswith("grad.")]
@@ -69,7 +70,7 @@ def test_the_summed_gradients_are_those_of_one_process_over_the_global_batch(ran
             )
 
 
-@pytest.mark.parametrize("case", ["equal", "unequal", "scratch"])
+@pytest.mark.parametrize("case", CASES)
 def test_the_workers_end_a_step_with_the_same_bytes(results, case):
     first, second = (part(result, case) for result in results)
     weights = [name for name in first if name.startswith("weight.")]
@@ -78,10 +79,10 @@ def test_the_workers_end_a_step_with_the_same_bytes(results, case):
         assert torch.equal(first[name], second[name])
 
 
-@pytest.mark.parametrize("case", ["equal", "unequal", "scratch"])
+@pytest.mark.parametrize("case", CASES)
 def test_the_figures_of_a_step_are_those_of_the_global_batch(rank, results, case):
     expected = rank.step(rank.global_batch(case), Collective())["numbers"]
-    assert bool(expected.isnan().any()) == (case == "scratch")
+    assert bool(expected.isnan().any()) == (case in ("scratch", "nobody"))
     for result in results:
         torch.testing.assert_close(part(result, case)["numbers"], expected, rtol=1e-6, atol=1e-7, equal_nan=True)
 

@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 
 from data.store import StoreWriter
+from teacher_server.contract import FailedReply
+from teacher_server.errors import TeacherUnavailable
+from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
+from teacher_server.roster import Roster
 from trainer.command import main
 
 ROOT = Path(__file__).parents[3]
@@ -65,6 +69,18 @@ BAD_INPUT = {
     ),
     "nothing to validate on": (["--val-fraction", "0.99"], "error: 16 training videos in 4 groups cannot be split *"),
     "no GPU": (["--device", "cuda"], "error: --device cuda, but torch finds no usable GPU on this machine: *"),
+    "missing timeline": (
+        ["--teacher", "alpha", "--teacher-timeline", "nowhere.json"],
+        "error: teacher timeline nowhere.json cannot be read: No such file *",
+    ),
+    "timeline of other versions": (
+        ["--teacher", "alpha", "--teacher-timeline", "{timeline}"],
+        "error: teacher timeline {timeline}: no teacher 'alpha@7': known are alpha@1, alpha@2",
+    ),
+    "transport without its gateway": (
+        ["--teacher", "alpha", "--teacher-transport", "http"],
+        "error: --teacher-transport http and --gateway URL belong together",
+    ),
     "bad run id": (["--run-id", "../x"], "error: run id '../x': expected letters, digits, dots, - and _"),
     "missing recipe": (["--recipe", "nowhere.toml"], "error: recipe nowhere.toml cannot be read: No such file *"),
 }
@@ -101,7 +117,8 @@ def refusals(store, tiny, tmp_path_factory):
             writer.commit({"train01": ["left/0", "left/1"], "test01": ["left/2"]})
         (file,) = (folder / name).glob(damage)
         file.write_bytes(file.read_bytes()[:-100])
-    places = {"damaged": folder / "damaged", "mangled": folder / "mangled"}
+    places = {name: folder / name for name in ("damaged", "mangled", "timeline")}
+    places["timeline"].write_text(json.dumps([{"first_step": 0, "teacher": "alpha@7", "digest": "0" * 64}]))
     arguments = {
         name: [*QUICK, "--store", str(store.path), "--teacher", "none", *(text.format(**places) for text in argv)]
         for name, (argv, _) in BAD_INPUT.items()
@@ -182,6 +199,40 @@ def test_a_run_under_an_in_process_teacher_names_it_with_its_digest(home, store,
     assert (result["pretext_acc"], result["probe_acc"]) == (None, None)
     assert 0.0 < result["teacher_wait_share"] < 1.0
     assert "teacher alpha" in out
+
+
+def test_a_run_is_repeated_from_its_ledger_and_its_timeline_and_the_command_starts_no_cluster(home, store, capsys):
+    """The alias points elsewhere meanwhile: the timeline of the first run is followed all the same."""
+    common = ("--teacher", "alpha", "--store", str(store.path), "--no-evaluate")
+    code, out, _ = run_main(capsys, *common, "--ledger", "record", "--teacher-transport", "in_process")
+    assert code == 0
+    assert "teacher alpha with the ledger (record)" in out
+    (first,) = (home / "runs").iterdir()
+    roster = Roster(TeacherLibrary(home / "teachers"))
+    roster.promote("alpha", 2, "test")
+    timeline = ("--teacher-timeline", str(first / "result.json"))
+    code, out, err = run_main(capsys, *common, "--ledger", "replay", *timeline)
+    assert (code, err) == (0, "")
+    (second,) = set((home / "runs").iterdir()) - {first}
+    assert second.name in out
+    results = [json.loads((run / "result.json").read_bytes()) for run in (first, second)]
+    assert results[0]["teacher_timeline"] == results[1]["teacher_timeline"]
+    assert [result["replayed_items"] for result in results] == [0, 12]
+    ends = [next(iter(run.glob("checkpoints/*/state.safetensors"))).read_bytes() for run in (first, second)]
+    assert ends[0] == ends[1]
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+@pytest.mark.usefixtures("home")
+def test_a_run_that_had_to_skip_says_so_at_its_end(store, capsys, monkeypatch):
+    def nobody(_client, query):
+        return FailedReply(TeacherUnavailable(str(query.teacher), 0.0, "no replica lives"))
+
+    monkeypatch.setattr(InProcessTeacherClient, "submit", nobody)
+    argv = ("--teacher", "alpha", "--teacher-transport", "in_process", "--store", str(store.path), "--no-evaluate")
+    code, out, _ = run_main(capsys, *argv, "--on-teacher-loss", "skip", "--teacher-budget-s", "0.01")
+    assert code == 0
+    assert "12 tuples were trained on without distillation: no teacher answered them" in out
 
 
 def test_a_dry_run_prints_the_plan_and_makes_nothing(home, store, capsys):

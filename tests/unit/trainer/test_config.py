@@ -16,8 +16,11 @@ BAD = {
     "shuffle": ["none"],
     "schedule": ["step"],
     "device": ["tpu"],
-    "teacher_transport": ["http"],
+    "teacher_transport": ["grpc"],
     "teacher_input": ["tensor"],
+    "teacher_dtype": ["bfloat16"],
+    "on_teacher_loss": ["ignore"],
+    "ledger": ["on"],
     "resume": ["always"],
     "width": [0.0, -1.0, math.nan, math.inf, 5.0],
     "clip_len": [0, -1],
@@ -28,6 +31,10 @@ BAD = {
     "temperature": [-4.0, math.inf],
     "threads": [0],
     "teacher_replicas": [0],
+    "teacher_max_replicas": [-1],
+    "teacher_memory_mb": [0],
+    "teacher_weight": [0.0, math.nan, 100.5],
+    "views_per_video": [-1],
     "prefetch": [0],
     "teacher_timeout_s": [0.0],
     "teacher_budget_s": [-1.0],
@@ -67,6 +74,37 @@ def test_a_batch_has_a_tuple_for_every_worker():
     RunConfig(batch_size=3, num_workers=3)
     with pytest.raises(ConfigError, match="a tuple per worker, got 3"):
         RunConfig(batch_size=3, num_workers=4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"teacher_transport": "http"}, "--teacher-transport http and --gateway URL belong together"),
+        ({"gateway": "http://127.0.0.1:8000"}, "--teacher-transport http and --gateway URL belong together"),
+        ({"teacher_replicas": 3, "teacher_max_replicas": 2}, "teacher_max_replicas must be at least .*, got 2 < 3"),
+        ({"on_teacher_loss": "replay"}, "--on-teacher-loss replay goes on with a ledger: add --ledger auto or record"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "asks", "deploys", "library"),
+    [
+        ({}, True, True, True),
+        ({"teacher": "none"}, False, False, False),
+        ({"teacher_transport": "in_process"}, False, False, True),
+        ({"teacher_transport": "http", "gateway": "http://127.0.0.1:8000"}, True, False, False),
+        ({"teacher_transport": "http", "gateway": "http://127.0.0.1:8000", "ledger": "replay"}, False, False, True),
+        ({"ledger": "replay"}, False, False, True),
+        ({"ledger": "auto"}, True, True, True),
+    ],
+)
+def test_what_a_run_needs_besides_its_students(fields, asks, deploys, library):
+    config = RunConfig(**fields)
+    assert (config.asks_service, config.may_deploy, config.needs_library) == (asks, deploys, library)
 
 
 def test_every_number_field_is_checked_by_some_rule():

@@ -36,7 +36,7 @@ def test_the_exported_teacher_answers_as_the_student_does(bench, config, store, 
     frozen = FrozenTeacher.load(library.entry(teacher))
     rows = torch.arange(0, 24, 5).numpy()
     views = eval_tuples(store.videos, rows, view_seed=0, spec=config.clip_spec, tuples_per_video=1)
-    pixels = render_batch(store.gather(views), views)[: 3 * frozen.card.chunk_items]  # one chunk: equal to the bit
+    pixels = render_batch(store.gather(views), views)[: 3 * frozen.card.chunk_items]
     network.eval()
     clips = prepare(pixels, student_input(config)).unflatten(0, (-1, 3))
     with torch.no_grad():
@@ -44,7 +44,7 @@ def test_the_exported_teacher_answers_as_the_student_does(bench, config, store, 
         expected = network.pretext_head(one_pass.unbind(dim=1))
         by_position = network.forward_tuple(tuple(clips.unbind(dim=1))).pretext_logits
     logits = torch.from_numpy(frozen.answer(pixels).logits)
-    assert torch.equal(logits, expected)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)  # the teacher's batch-norm is folded
     torch.testing.assert_close(logits, by_position, rtol=1e-4, atol=1e-5)
 
 
@@ -62,6 +62,7 @@ def test_the_card_says_what_the_run_was(bench, config, store, tmp_path):
         "store_fingerprint": store.fingerprint,
         "steps": 2,
         "metrics": {"validation_pretext_acc": epochs[-1]["val_pretext_acc"]},
+        **dict.fromkeys(("source_file", "source_sha256", "mapping"), ""),
     }
 
 

@@ -12,7 +12,7 @@ from data.prepare import prepare
 from data.render import render
 from teacher_server.errors import TeacherUnavailable
 from teacher_server.protocol import Binding, TeacherId
-from trainer.loader import Loader, TeacherAnswer
+from trainer.loader import Asking, Loader, TeacherAnswer
 from trainer.plan import student_input
 from trainer.sampler import Sampler, split_rows
 
@@ -108,6 +108,24 @@ def test_answers_meet_their_steps_and_the_teacher_sees_the_same_pixels(sampler, 
         assert step.binding.teacher == TeacherId("alpha", 1 + step.step // 2)
         assert views.to_bytes() == step.views.to_bytes()
         assert torch.equal(prepare(pixels, student_input(config))[1::3], step.batch.clips[1])
+
+
+def test_the_mask_and_the_cost_of_an_answer_meet_their_step(sampler, store, config):
+    teacher = RecordingTeacher()
+    masks = {1: np.array([True, False, False, True])}
+    answer = teacher.get
+
+    def get():
+        answered = answer()
+        step = int(answered.logits[0, 0])
+        return dataclasses.replace(answered, mask=masks.get(step), asking=Asking(retries=step))
+
+    teacher.get = get
+    with make(sampler, store, config, teacher, stop=3) as loader:
+        steps = list(loader)
+    assert [step.batch.teacher_mask if i != 1 else None for i, step in enumerate(steps)] == [None] * 3
+    assert steps[1].batch.teacher_mask.tolist() == [True, False, False, True]
+    assert [step.asking.retries for step in steps] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 3])

@@ -15,13 +15,14 @@ from teacher_server.roster import Roster
 from trainer.checkpoint import CheckpointError
 from trainer.collective import Collective
 from trainer.evaluate.pretext import pretext_accuracy
-from trainer.loop import Outcome, Trainer, cosine_lr
+from trainer.loop import Outcome, Trainer
 from trainer.plan import student_input
 from trainer.report_data import read_metrics
 from trainer.sampler import Sampler, split_rows
+from trainer.start import cosine_lr
 
 TIMES = ("elapsed_s", "seconds", "data_s", "teacher_wait_s", "compute_s")
-RATES = ("run", "seconds", "clips_per_second", "teacher_wait_share")
+RATES = ("run", "seconds", "clips_per_second", "teacher_wait_s", "teacher_wait_share")
 
 
 def end_of(run, step):

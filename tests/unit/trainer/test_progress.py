@@ -22,6 +22,7 @@ STEP = {
     "seconds": 2.0,
     "teacher_wait_s": 0.5,
     "clips": 48,
+    "kd_skipped": 0,
     "teacher": "alpha@1",
 }
 EPOCH = {
@@ -68,6 +69,15 @@ def test_plain_lines_say_step_eta_speed_losses_and_teacher(tmp_path, screen):
         "epoch 1  train loss 2.000 acc 0.300  validation loss 1.500 acc 0.400  6.2 s",
         "step 100/100  eta 0:00  25 clips/s  loss 2.500 (pretext 1.500)  acc 0.25",
     ]
+
+
+def test_tuples_without_distillation_are_counted_up(tmp_path, screen):
+    metrics = tmp_path / "metrics.jsonl"
+    progress = Progress(metrics, 100, screen)
+    write(metrics, STEP | {"kd_skipped": 16}, STEP | {"step": 100, "kd_skipped": 8})
+    progress.update()
+    (line,) = lines(screen)
+    assert line.endswith("teacher alpha@1 wait 25%  kd skipped for 24 tuples")
 
 
 def test_only_what_is_written_after_the_start_is_shown(tmp_path, screen):

@@ -227,6 +227,13 @@ def test_headline_numbers_are_those_of_the_result(finished):
         assert words in text
 
 
+def test_tuples_without_distillation_are_shown_where_there_are_any(tmp_path, finished):
+    assert "Without distillation" not in _Page(finished.read_bytes()).text
+    skipping = _write_run(tmp_path / "run", [_step(1), _step(2, distill=None)], RESULT | {"kd_skipped": 24})
+    text = _Page(report_html(read_run(skipping))).text.replace("\xa0", " ")
+    assert "Without distillation 24 tuples that no teacher answered" in text
+
+
 def test_timeline_lists_which_teacher_answered_which_steps(finished):
     text = _Page(finished.read_bytes()).text
     assert f"1 to 2 r2plus1d@1 {'a' * 64}" in text

@@ -15,6 +15,7 @@ from teacher_server.teacher import FrozenTeacher
 from teacher_server.zoo.network import VideoNetwork
 from trainer.collective import Collective
 from trainer.loader import Loader
+from trainer.losses import contrast_in_batch
 from trainer.plan import student_input
 from trainer.sampler import Sampler, split_rows
 from trainer.step import StudentBatch, compute_losses, train_step
@@ -141,6 +142,61 @@ def test_a_step_is_plain_sgd_on_the_weighted_sum_of_the_terms(network, kd):
     assert numbers.distill == pytest.approx(float(terms.distill.detach()), rel=1e-5)
 
 
+def gradients_of_the_naive_loop(network, batch, kd):
+    """The terms one tuple at a time, distillation over those that were answered; gradients and the KD term."""
+    output = network.forward_tuple(batch.clips)
+    tau, answered = kd.temperature, batch.teacher_mask.nonzero().flatten().tolist()
+    kd_term = torch.zeros(())
+    for b in answered:
+        log_p = torch.log_softmax(batch.teacher_logits[b], dim=0)
+        log_q = torch.log_softmax(output.pretext_logits[b] / tau, dim=0)
+        for k in range(5):
+            kd_term = kd_term + tau**2 * log_p[k].exp() * (log_p[k] - log_q[k]) / len(answered)
+    pretext = -sum(torch.log_softmax(output.pretext_logits[b], dim=0)[batch.pretext_labels[b]] for b in range(4)) / 4
+    contrast = contrast_in_batch(output.z1, output.z2, kd.contrast_temperature)
+    total = pretext + kd.alpha * contrast + kd.kd_weight * kd_term
+    return gradients(total, network), float(kd_term.detach()), float(total.detach())
+
+
+@pytest.mark.parametrize("mask", [(True, False, True, True), (False, False, False, True), (False,) * 4, (True,) * 4])
+def test_tuples_without_an_answer_take_no_part_in_the_distillation(network, kd, mask):
+    kd = dataclasses.replace(kd, kd_weight=2.0)
+    batch = random_batch()
+    batch.teacher_logits[~torch.tensor(mask)] = float("nan")  # what was not answered means nothing
+    batch = dataclasses.replace(batch, teacher_mask=torch.tensor(mask))
+    expected, kd_term, total = gradients_of_the_naive_loop(network, batch, kd)
+    numbers = train_step(network, torch.optim.SGD(network.parameters(), lr=0.0), batch, kd, Collective())
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=2e-4, atol=1e-6)
+    assert numbers.distill == (pytest.approx(kd_term, rel=1e-5) if any(mask) else None)
+    assert numbers.loss == pytest.approx(total, rel=1e-5)
+    assert numbers.kd_skipped == mask.count(False)
+
+
+def test_the_agreement_is_over_the_answered_tuples(network, kd):
+    batch = random_batch()
+    with torch.no_grad():
+        wishes = network.forward_tuple(batch.clips).pretext_logits.clone()
+    wishes[1] = -wishes[1]  # the answered one of these two differs
+    wishes[2] = -wishes[2]
+    mask = torch.tensor([True, True, False, True])
+    batch = dataclasses.replace(batch, teacher_logits=wishes, teacher_mask=mask)
+    numbers = train_step(network, torch.optim.SGD(network.parameters(), lr=0.1), batch, kd, Collective())
+    assert numbers.agreement == pytest.approx(2 / 3)
+
+
+def test_a_mask_that_hides_nobody_changes_no_bit(kd):
+    ends = []
+    for mask in (None, torch.ones(4, dtype=torch.bool)):
+        torch.manual_seed(0)
+        network = VideoNetwork(kd.student, kd.width).train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        batch = dataclasses.replace(random_batch(), teacher_mask=mask)
+        numbers = train_step(network, optimizer, batch, kd, Collective())
+        ends.append((numbers, [p.detach().numpy().tobytes() for p in network.parameters()]))
+    assert ends[0] == ends[1]
+
+
 def test_the_figures_count_answers(network, kd):
     batch = random_batch()
     with torch.no_grad():
@@ -161,3 +217,4 @@ def test_terms_that_are_off_are_none_and_weigh_nothing(kd):
     )
     assert (numbers.contrast, numbers.distill, numbers.agreement) == (None, None, None)
     assert numbers.loss == numbers.pretext
+    assert numbers.kd_skipped == 0

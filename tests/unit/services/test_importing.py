@@ -1,0 +1,144 @@
+"""`preceptor teacher import`, from a file as it is downloaded to answers; and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data.prepare import prepare
+from services import cli
+from teacher_server import verify
+from teacher_server.importers import install
+from teacher_server.library import TeacherLibrary
+from teacher_server.protocol import TeacherId
+from teacher_server.teacher import FrozenTeacher
+from teacher_server.zoo.network import VideoNetwork
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PRECEPTOR_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["preceptor", "teacher", "import", *args])
+    return cli.main()
+
+
+def native() -> VideoNetwork:
+    torch.manual_seed(0)
+    return VideoNetwork("c3d", 0.125, pretext_classes=0, action_classes=3).eval()
+
+
+def save_as_vcop(network: VideoNetwork, path: Path) -> Path:
+    """C3D's own names are ours but for the prefix; saved from DataParallel, with an optimiser beside it."""
+    content = {
+        "module." + name.replace("backbone.", "base_network.").replace("action_head.linear", "linear"): tensor
+        for name, tensor in network.state_dict().items()
+    }
+    torch.save({"epoch": 3, "state_dict": content, "optimizer": {"lr": 0.1}}, path)
+    return path
+
+
+SMALL = ("--crop", "32", "--clip-len", "8", "--precision", "float32")
+
+
+def test_a_downloaded_checkpoint_becomes_a_teacher_that_answers_as_it_did(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = native()
+    path = save_as_vcop(network, home / "best.pth")
+    (home / "classes.txt").write_text("bow\nkick\nwave\n")
+    assert run(monkeypatch, str(path), "--name", "mine", "--classes", str(home / "classes.txt"), *SMALL) == 0
+    entry = TeacherLibrary(home / "home" / "teachers").entry(TeacherId("mine", 1))
+    assert (entry.card.arch, entry.card.head, entry.card.classes) == ("c3d", "action", ("bow", "kick", "wave"))
+    made = entry.card.provenance
+    assert (made.command, made.mapping) == ("preceptor teacher import best.pth", "vcop/c3d")
+    assert made.source_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    out = capsys.readouterr().out
+    assert "action, 3 classes: bow, kick, wave" in out
+    assert out.endswith(f"mine@1 added to {home / 'home' / 'teachers'}\n")
+
+    frozen = FrozenTeacher.load(entry)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 32, 32, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        features = network.features(prepare(pixels, frozen.input_spec))
+        assert network.action_head is not None
+        expected = network.action_head(features).numpy()
+    np.testing.assert_allclose(frozen.answer(pixels).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_weights_from_both_layouts_answer_with_the_same_bytes(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = native()
+    (home / "classes.txt").write_text("bow\nkick\nwave\n")
+    save_file(network.state_dict(), home / "best.safetensors")
+    flags = ("--name", "twin", "--classes", str(home / "classes.txt"), *SMALL)
+    unnormalised = ("--modality", "rgb", "--mean", "0", "0", "0", "--std", "1", "1", "1")
+    assert run(monkeypatch, str(save_as_vcop(network, home / "best.pth")), *flags) == 0
+    assert run(monkeypatch, str(home / "best.safetensors"), *flags, *unnormalised) == 0
+    library = TeacherLibrary(home / "home" / "teachers")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 32, 32, 3), dtype=np.uint8)
+    answers = [FrozenTeacher.load(library.entry(TeacherId("twin", v))).answer(pixels).logits for v in (1, 2)]
+    assert answers[0].tobytes() == answers[1].tobytes()
+
+
+@pytest.mark.parametrize(("bfloat16_ms", "chosen"), [(1.0, "bfloat16"), (4.0, "float32")])
+def test_the_precision_that_was_measured_is_the_card_s(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bfloat16_ms: float,
+    chosen: Literal["float32", "bfloat16"],
+) -> None:
+    report = verify.PrecisionReport(2.0, bfloat16_ms, max_difference=0.001, agreement=1.0, items=8)
+    monkeypatch.setattr(install, "choose_precision", lambda *_: verify.PrecisionChoice(chosen, report))
+    (home / "classes.txt").write_text("bow\nkick\nwave\n")
+    flags = ("--name", "mine", "--classes", str(home / "classes.txt"), *SMALL[:4])
+    assert run(monkeypatch, str(save_as_vcop(native(), home / "best.pth")), *flags) == 0
+    card = TeacherLibrary(home / "home" / "teachers").entry(TeacherId("mine", 1)).card
+    assert card.precision == chosen  # type: ignore[union-attr]
+    assert f"note: computed in {chosen}: " in capsys.readouterr().out
+
+
+def test_a_dry_run_shows_everything_and_adds_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_as_vcop(native(), home / "best.pth")
+    (home / "classes.txt").write_text("bow\n\nkick\nwave")
+    flags = ("--classes", str(home / "classes.txt"), "--dry-run", *SMALL)
+    assert run(monkeypatch, str(path), "--name", "mine", *flags) == 0
+    assert capsys.readouterr().out.endswith("nothing was added: this was a dry run\n")
+    assert not (home / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothing.pth",), "nothing.pth cannot be imported: there is no such file"),
+        (("run:nobody",), "run:nobody cannot be imported: there is no such run under "),
+        (("run:nobody", "--crop", "32", "--allow-unused"), "the card of run:nobody comes from the run: leave out "),
+        (("nothing.pth", "--classes", "/nowhere/at/all"), "--classes /nowhere/at/all cannot be read: "),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_code_2(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    assert run(monkeypatch, *arguments, "--name", "mine") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert not (home / "home" / "teachers" / "mine").exists()

@@ -1,0 +1,66 @@
+"""Random native networks, and the names that VCOP's code gives the same tensors, written out by hand.
+
+Test folders are no packages, so conftest.py loads this by path.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teacher_server.teacher import FrozenTeacher
+from teacher_server.zoo.network import VideoNetwork
+
+# Ours -> theirs, as regular expressions: the opposite direction of the tables under test.
+THEIR_NAMES = [
+    (r"^backbone\.stem_bn\.", "bn1."),
+    (r"^backbone\.stem\.", "conv1.<conv>."),
+    (r"^backbone\.stages\.0\.", "conv2.block1."),
+    (r"^backbone\.stages\.1\.", "conv3.block1."),
+    (r"^backbone\.stages\.2\.", "conv4.block1."),
+    (r"^backbone\.stages\.3\.", "conv5.block1."),
+    (r"\.shortcut\.1\.", ".downsamplebn."),
+    (r"\.shortcut\.0\.", ".downsampleconv.<conv>."),
+    (r"\.block1\.(conv[12])\.", r".block1.\1.<conv>."),
+    (r"<conv>\.spatial\.", "spatial_conv."),
+    (r"<conv>\.temporal\.", "temporal_conv."),
+    (r"<conv>\.bn\.", "bn."),
+    (r"<conv>\.", "temporal_spatial_conv."),
+    (r"^backbone\.", ""),
+    (r"^(pretext|action)_head\.linear\.", "fc."),
+]
+
+
+def vcop_name(ours: str) -> str:
+    for pattern, theirs in THEIR_NAMES:
+        ours = re.sub(pattern, theirs, ours)
+    return ours
+
+
+def random_network(arch: str, *, width: float = 0.125, seed: int = 0, **heads: int | bool) -> VideoNetwork:
+    """Random in every tensor, batch-norm statistics included, so that no two can be mistaken for each other."""
+    torch.manual_seed(seed)
+    network = VideoNetwork(arch, width, **heads).eval()  # type: ignore[arg-type]
+    for name, tensor in network.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+        elif tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.add_(0.1 * torch.randn_like(tensor))
+    return network
+
+
+def vcop_tensors(network: VideoNetwork, prefix: str = "base_network.") -> dict[str, Tensor]:
+    """The state dict that VCOP's code would have saved."""
+    return {
+        (prefix if name.startswith("backbone.") else "") + vcop_name(name): tensor
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def some_pixels(teacher: FrozenTeacher, seed: int = 0) -> np.ndarray:
+    """uint8 [one chunk of clips, 8, 32, 32, 3]."""
+    clips = teacher.card.chunk_items * teacher.card.views_per_item
+    return np.random.default_rng(seed).integers(0, 256, (clips, 8, 32, 32, 3), dtype=np.uint8)

@@ -1,0 +1,166 @@
+"""From a checkpoint's tensors to a card and a network: what the shapes say, what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data.prepare import prepare
+from teacher_server.card import PRETEXT_CLASSES
+from teacher_server.importers.errors import ImportRefused
+from teacher_server.importers.install import install
+from teacher_server.importers.plan import make_plan
+from teacher_server.importers.source import Source
+from teacher_server.importers.wishes import Wishes
+from teacher_server.library import TeacherLibrary
+from teacher_server.teacher import FrozenTeacher
+from teacher_server.zoo.layers import scale_channels
+from teacher_server.zoo.names import ARCHITECTURES
+
+SMALL = {"crop": 32, "clip_len": 8}
+
+
+def source(tensors: dict[str, Tensor]) -> Source:
+    return Source("best.pth", "0" * 64, tensors)
+
+
+@pytest.mark.parametrize("width", [0.125, 0.25, 0.3125])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_architecture_width_and_head_are_seen_from_the_tensors(foreign: ModuleType, arch: str, width: float) -> None:
+    plan = make_plan(source(foreign.vcop_tensors(foreign.random_network(arch, width=width))), Wishes(), "make it")
+    card = plan.card
+    assert (card.arch, card.width, card.head, card.classes) == (arch, width, "pretext", PRETEXT_CLASSES)
+    assert card.feature_size == scale_channels(512, width)
+    assert (card.crop, card.clip_len, card.modality, card.mean, card.std) == (112, 16, "rgb", (0, 0, 0), (1, 1, 1))
+    assert card.provenance.model_dump() == {
+        "command": "make it",
+        "store_fingerprint": "",
+        "steps": 0,
+        "metrics": {},
+        "source_file": "best.pth",
+        "source_sha256": "0" * 64,
+        "mapping": f"vcop/{arch}",
+    }
+
+
+def test_what_the_user_says_of_the_input_stands_in_the_card(foreign: ModuleType) -> None:
+    wishes = Wishes(modality="res", crop=48, clip_len=12, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    card = make_plan(source(foreign.random_network("c3d").state_dict()), wishes).card
+    assert (card.modality, card.crop, card.clip_len) == ("res", 48, 12)
+    assert (card.mean, card.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_projector_and_the_other_head_are_dropped_and_listed(foreign: ModuleType, arch: str) -> None:
+    network = foreign.random_network(arch, action_classes=3)
+    plan = make_plan(source(network.state_dict()), Wishes(head="action", classes=("a", "b", "c")))
+    assert (plan.card.head, plan.card.views_per_item) == ("action", 1)
+    gone = {name for name in network.state_dict() if name.startswith(("projector.", "pretext_head."))}
+    assert set(plan.dropped) == gone
+    assert plan.tensors.keys() == network.state_dict().keys() - gone
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_an_imported_network_computes_what_the_native_one_does(foreign: ModuleType, tmp_path: Path, arch: str) -> None:
+    network = foreign.random_network(arch)
+    library = TeacherLibrary(tmp_path / "teachers")
+    teacher = install(make_plan(source(foreign.vcop_tensors(network)), Wishes(**SMALL)), "mine", library)
+    frozen = FrozenTeacher.load(library.entry(teacher))
+    pixels = foreign.some_pixels(frozen)
+    with torch.inference_mode():
+        features = network.features(prepare(pixels, frozen.input_spec)).unflatten(0, (-1, 3))
+        expected = network.pretext_logits(features.unbind(dim=1)).numpy()
+    np.testing.assert_allclose(frozen.answer(pixels).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_vcop_checkpoint_and_its_native_twin_answer_with_the_same_bytes(
+    foreign: ModuleType, tmp_path: Path, arch: str
+) -> None:
+    network = foreign.random_network(arch)
+    library = TeacherLibrary(tmp_path / "teachers")
+    native = Wishes(mean=(0, 0, 0), std=(1, 1, 1), modality="rgb", **SMALL)
+    twins = [
+        FrozenTeacher.load(library.entry(install(make_plan(source(tensors), wishes), "mine", library)))
+        for tensors, wishes in [(foreign.vcop_tensors(network), Wishes(**SMALL)), (network.state_dict(), native)]
+    ]
+    pixels = foreign.some_pixels(twins[0])
+    assert twins[0].answer(pixels).logits.tobytes() == twins[1].answer(pixels).logits.tobytes()
+
+
+def test_residual_clips_of_vcop_count_backwards(foreign: ModuleType) -> None:
+    """Their first convolution on x[t-1] - x[t] gives what ours gives on x[t] - x[t-1]."""
+    theirs = foreign.vcop_tensors(foreign.random_network("r3d"))
+    plan = make_plan(source(theirs), Wishes(modality="res", **SMALL))
+    assert plan.notes == ("the first convolution's sign is turned: that code takes frame t-1 minus frame t",)
+    clip = torch.rand(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    backwards, forwards = clip[:, :, :-1] - clip[:, :, 1:], clip[:, :, 1:] - clip[:, :, :-1]
+    expected = torch.nn.functional.conv3d(backwards, theirs["base_network.conv1.temporal_spatial_conv.weight"])
+    assert torch.equal(torch.nn.functional.conv3d(forwards, plan.tensors["backbone.stem.weight"]), expected)
+
+
+def test_half_precision_is_converted_and_said(foreign: ModuleType) -> None:
+    network = foreign.random_network("c3d")
+    plan = make_plan(source({name: x.half() for name, x in network.state_dict().items()}), Wishes())
+    assert plan.notes == (f"{len(plan.tensors)} tensors are converted from float16 to the network's own types",)
+    assert plan.tensors["backbone.conv1.weight"].dtype == torch.float32
+    assert torch.equal(plan.tensors["backbone.conv1.weight"], network.backbone.conv1.weight.detach().half().float())
+
+
+def test_old_checkpoints_without_batch_counters_are_complete(foreign: ModuleType) -> None:
+    tensors = {n: x for n, x in foreign.random_network("r3d").state_dict().items() if "num_batches" not in n}
+    assert make_plan(source(tensors), Wishes()).tensors["backbone.stem_bn.num_batches_tracked"] == 0
+
+
+def _without(name: str):
+    return lambda tensors: tensors.pop(name)
+
+
+def _reshaped(name: str, *shape: int):
+    return lambda tensors: tensors.update({name: torch.zeros(shape)})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without("bn1.weight"), r"1 tensors of r3d are missing: backbone.stem_bn.weight"),
+        (_without("conv5.block1.bn2.weight"), "conv5.block1.bn2.weight, from which the width is seen, is missing"),
+        (_without("fc.weight"), "it has no head, so it has no logits to teach with"),
+        (_reshaped("fc.weight", 5, 100), r"its head is \[5, 100\]; \[classes, 64\] \(action, of one clip\) or"),
+        (_reshaped("fc.weight", 7, 192), "its pretext head has 7 classes: name them with --classes FILE"),
+        (_reshaped("bn1.weight", 9), r"1 tensors have other shapes than r3d of width 0.125; backbone.stem_bn.weight"),
+        (_reshaped("conv2.blocks.0.bn1.weight", 8), r"no place for 1 of its tensors \(conv2.blocks.0.bn1.weight\)"),
+        (_reshaped("conv1.temporal_spatial_conv.bias", 8), "r3d has no backbone.stem.bias"),
+    ],
+)
+def test_a_network_that_is_not_quite_ours_is_refused(foreign: ModuleType, damage, message: str) -> None:
+    tensors = foreign.vcop_tensors(foreign.random_network("r3d"), prefix="")
+    damage(tensors)
+    with pytest.raises(ImportRefused, match=message):
+        make_plan(source(tensors), Wishes())
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"head": "action"}, "it has no action head, its head is for pretext"),
+        ({"classes": ("a", "b")}, "its pretext head has 5 classes, --classes names 2"),
+        ({"classes": ("a", "a", "b", "c", "d")}, "class names repeat"),
+        ({"width": 0.25}, "other shapes than r3d of width 0.25"),
+        ({"crop": 2}, "crop: Input should be greater than or equal to 8"),
+        ({"std": (0.0, 1.0, 1.0)}, "std must be positive"),
+    ],
+)
+def test_a_wish_that_the_tensors_contradict_is_refused(foreign: ModuleType, wishes, message: str) -> None:
+    with pytest.raises(ImportRefused, match=message):
+        make_plan(source(foreign.vcop_tensors(foreign.random_network("r3d"))), Wishes(**wishes))
+
+
+def test_tensors_without_a_place_are_left_out_when_that_is_allowed(foreign: ModuleType) -> None:
+    tensors = foreign.vcop_tensors(foreign.random_network("r3d")) | {"memory.bank": torch.zeros(4)}
+    assert make_plan(source(tensors), Wishes(allow_unused=True)).unused == ("memory.bank",)

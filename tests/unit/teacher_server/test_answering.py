@@ -1,0 +1,87 @@
+"""Answers to parts of questions, with a closed-form teacher: the answer about an item is the sum of its pixels."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from teacher_server.answering import answer_together, join_answers
+from teacher_server.batching import Batcher, Part
+from teacher_server.teacher import Teacher, TeacherAnswer
+
+VIEWS = 3
+Pixels = NDArray[np.uint8]
+
+
+class SumTeacher:
+    """Logits [I, 2]: the sums of an item's red and green pixels. Features [I, 1]: of its blue ones."""
+
+    card = SimpleNamespace(views_per_item=VIEWS)
+
+    def __init__(self) -> None:
+        self.passes: list[int] = []  # items of each
+
+    def answer(self, pixels: Pixels) -> TeacherAnswer:
+        self.passes.append(len(pixels) // VIEWS)
+        sums = pixels.reshape(len(pixels) // VIEWS, -1, 3).sum(axis=1, dtype=np.float32)
+        return TeacherAnswer(sums[:, :2], sums[:, 2:])
+
+
+def question(items: int) -> Pixels:
+    rng = np.random.default_rng(items)
+    return rng.integers(0, 256, (items * VIEWS, 2, 4, 4, 3), dtype=np.uint8)
+
+
+def assert_same(answer: TeacherAnswer, expected: TeacherAnswer) -> None:
+    np.testing.assert_array_equal(answer.logits, expected.logits)
+    np.testing.assert_array_equal(answer.features, expected.features)
+
+
+def test_parts_of_questions_are_answered_in_one_pass_and_each_gets_its_own_items() -> None:
+    teacher, one, two = SumTeacher(), question(5), question(4)
+    parts = [Part(one, 3, 5), Part(two, 0, 1), Part(one, 0, 2)]
+    answers = answer_together(cast(Teacher, teacher), parts)
+    assert teacher.passes == [5]
+    for answer, part in zip(answers, parts, strict=True):
+        assert_same(answer, SumTeacher().answer(part.loaded[part.first * VIEWS : part.last * VIEWS]))
+        assert answer.logits.base is None  # a copy: keeping it keeps nothing else
+
+
+@pytest.mark.parametrize("cuts", [[0, 6], [0, 1, 6], [0, 2, 3, 6]])
+def test_joined_parts_are_the_answer_to_the_whole(cuts: list[int]) -> None:
+    teacher, pixels = cast(Any, SumTeacher()), question(6)
+    answers = [answer_together(teacher, [Part(pixels, a, b)])[0] for a, b in itertools.pairwise(cuts)]
+    assert_same(join_answers(answers), SumTeacher().answer(pixels))
+
+
+def test_questions_through_the_batcher_get_the_answers_that_they_would_get_alone() -> None:
+    teacher, questions = SumTeacher(), [question(items) for items in (7, 1, 10, 4, 4, 3)]
+
+    async def ask_all() -> list[TeacherAnswer]:
+        batcher: Batcher[str, Pixels, Pixels, TeacherAnswer] = Batcher(
+            lambda pixels: pixels,
+            lambda _, parts: answer_together(cast(Teacher, teacher), parts),
+            join_answers,
+            pass_items=lambda _: 4,
+            max_queued_clips=1000,
+        )
+        asked = (
+            batcher.submit(
+                "k", pixels, num_items=len(pixels) // VIEWS, clips_per_item=VIEWS, timeout_s=30.0, run=str(i)
+            )
+            for i, pixels in enumerate(questions)
+        )
+        replies = await asyncio.gather(*asked)
+        batcher.close()
+        return [reply.result for reply in replies]
+
+    for answer, pixels in zip(asyncio.run(ask_all()), questions, strict=True):
+        assert_same(answer, SumTeacher().answer(pixels))
+    assert max(teacher.passes) <= 4
+    assert sum(teacher.passes) == 29
