@@ -10,7 +10,8 @@ system's virtual time is the largest at which an item was taken so far.
 - A flow that comes back after a pause starts at max(its own virtual time, the system's - credit / weight): a light
   run's whole question goes first beside a greedy one, and what anybody can save up is bounded by the credit.
 - A pass holds items of one key: the key of the oldest loaded request of the flow that goes first. It is filled with
-  items of that key from all flows in fair order. They are paid for, so every other key gets its turn.
+  requests of that key from all flows in fair order, the last one as far as it fits. They are paid for, so every other
+  key gets its turn.
 - Requests are loaded in the order in which they would be taken. Loading a key pauses while LOADED_PASSES passes of it
   lie loaded, but a flow that has nothing loaded may always load one request.
 - When there is no room, a run may push out the newest requests of whoever holds most, never so far that it would end
@@ -176,21 +177,23 @@ class FairQueue(Generic[Req]):
             if (head := flow.first_loaded(leader.key)) is not None:
                 line.append((flow.virtual_time, head.order, flow))  # no two requests have one order
         heapq.heapify(line)
-        firsts: dict[Req, int] = {}
-        for _ in range(leader.pass_items):
+        takes: list[Take[Req]] = []
+        room = leader.pass_items
+        while room and line:
             flow = line[0][-1]
             request = flow.first_loaded(leader.key)
             assert request is not None  # a flow stands in line only while it has one
-            firsts.setdefault(request, request.taken)
-            self._take_item(flow, request)
+            # As much of a request as fits: dealt out item by item, all requests would end in the last pass.
+            count = min(room, request.num_items - request.taken)
+            takes.append(Take(request, request.taken, request.taken + count))
+            self._take_items(flow, request, count)
+            room -= count
             head = flow.first_loaded(leader.key)
             if head is not None:
                 heapq.heapreplace(line, (flow.virtual_time, head.order, flow))
             else:
                 heapq.heappop(line)
-            if not line:
-                break
-        return [Take(request, first, request.taken) for request, first in firsts.items()]
+        return takes
 
     def room_for(self, request: Req, limit_clips: int) -> list[Req] | None:
         """Who must leave so that this new request fits into the limit: often nobody; None when it has to be refused.
@@ -242,11 +245,11 @@ class FairQueue(Generic[Req]):
             return False
         return flow.ahead_clips == 0 or self._ahead_items[request.key] < LOADED_PASSES * request.pass_items
 
-    def _take_item(self, flow: _Flow[Req], request: Req) -> None:
+    def _take_items(self, flow: _Flow[Req], request: Req, count: int) -> None:
         self._virtual_time = max(self._virtual_time, flow.virtual_time)
-        flow.virtual_time += request.clips_per_item / flow.weight
-        request.taken += 1
-        self._count_ahead(flow, request, -1)
+        flow.virtual_time += count * request.clips_per_item / flow.weight
+        request.taken += count
+        self._count_ahead(flow, request, -count)
         if request.taken == request.num_items:
             del flow.loaded[request]
 

@@ -128,7 +128,7 @@ def draw(store: ClipStore, head: str, items: int, seed: int) -> ViewBatch:
         [(seed * items + i) % (NUM_VIDEOS * 8) for i in range(items)]
     )
     records = grid.records.copy()
-    records["jitter"], records["brightness"] = 1, 1 + (seed % 100_000) * 1e-6
+    records["jitter"], records["brightness"] = 1, 1 + (seed % 4_000_000) * 2e-7
     records["contrast"] = records["saturation"] = 1
     return ViewBatch(records, 1, grid.store_fingerprint)
 
@@ -156,6 +156,7 @@ def private_cluster(num_cpus: int, core: int | None) -> Iterator[None]:
     if core is not None:
         pin_process(core)
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     root = str(Path(__file__).parents[2])
     here = str(Path(__file__).parent)

@@ -52,7 +52,7 @@ from data.render import render_batch
 from data.store import ClipStore
 from teacher_server.deployment import TeacherService
 from teacher_server.library import TeacherLibrary
-from teacher_server.protocol import TeacherRef
+from teacher_server.protocol import TeacherId, TeacherRef
 
 PARTS = ("saturation", "batching", "by-value", "latency", "fairness", "swap")
 WIDTH = 0.25
@@ -82,16 +82,15 @@ class Bench:
         for name in ("tuples", "clips", "light"):
             self.service.acquire(f"bench-{name}", TeacherRef(name))
         (replica,) = self.service.describe()
-        client, seed = self.service.client(), 10**9
+        for seed, teacher in enumerate((self.tuples, self.clips, self.light)):
+            # Every teacher computes in a thread of its own.
+            pin_busiest_thread(replica.pid, TEACHER_CORE, lambda t=teacher, s=seed: self._keep_busy(t, 10**9 + 10 * s))
 
-        def ask() -> None:
-            nonlocal seed
-            for _ in range(4):
-                seed += 1
-                batch = draw(self.store, "pretext", 2 * TUPLE_CHUNK, seed)
-                client.submit(question(self.store, self.tuples, batch)).result(60)
-
-        pin_busiest_thread(replica.pid, TEACHER_CORE, ask)
+    def _keep_busy(self, teacher: TeacherId, seed: int) -> None:
+        client, head = self.service.client(), "action" if teacher == self.clips else "pretext"
+        for i in range(4):
+            batch = draw(self.store, head, 2 * TUPLE_CHUNK, seed + i)
+            client.submit(question(self.store, teacher, batch)).result(60)
 
     def callers(self, count: int, load: Load) -> list[Any]:
         """So many client processes, ready."""

@@ -14,7 +14,8 @@ import pytest
 from services.asking import GatewayOptions
 from services.gateway import create_app
 from services.offline import OfflineControl
-from teacher_server import http_client, http_control
+from teacher_server import http_client
+from teacher_server import http_control
 from teacher_server.contract import Acquired
 from teacher_server.errors import (
     AliasMoved,

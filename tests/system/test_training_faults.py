@@ -1,0 +1,284 @@
+"""Promises 1, 2 and 4, and the transports: training commands that lose replicas, teachers, workers and themselves.
+
+Every run of the same settings must end with the same bytes as `undisturbed`, which has its teacher in its own process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.system
+
+STALL_WITH_SURVIVOR_S, STALL_WITHOUT_S = 1.0, 12.0
+QUESTION_LIMIT_S = 3.0
+AWAY = ("--teacher-timeout-s", "1", "--teacher-budget-s", "3")
+Figure = Callable[[int, str, str], None]
+
+
+@dataclass(frozen=True)
+class Form:
+    """epochs: of all runs that end with the same bytes. kills: of the resumed run, in so many epochs."""
+
+    epochs: int
+    rounds: int
+    kills: int
+    resumed_epochs: int
+
+    @property
+    def length(self) -> tuple[str, str]:
+        """The flag."""
+        return "--epochs", str(self.epochs)
+
+
+SHORT = Form(epochs=12, rounds=1, kills=2, resumed_epochs=14)
+FULL = Form(epochs=24, rounds=5, kills=10, resumed_epochs=67)
+
+
+@pytest.fixture(scope="module")
+def form(full: bool) -> Form:
+    return FULL if full else SHORT
+
+
+@pytest.fixture(scope="module")
+def stage(
+    ray_cluster: None,  # noqa: ARG001 it must run
+    sandbox: ModuleType, fault_stage: ModuleType, tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:  # fmt: skip
+    with sandbox.Sandbox() as box, sandbox.Sandbox() as elsewhere:
+        yield fault_stage.Stage(box, elsewhere, tiny, tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stage: Any, fault_stage: ModuleType, form: Form) -> bytes:
+    """The tensors of its last checkpoint."""
+    fault_stage.finish(stage.start_alone("undisturbed", *fault_stage.LOCAL, *form.length), 0)
+    assert stage.count("undisturbed") == form.epochs * fault_stage.STEPS_PER_EPOCH
+    return stage.box.weights("undisturbed")
+
+
+# ---- promise 1
+
+
+def test_the_only_replica_is_killed_and_the_run_ends_with_the_same_bytes(
+    stage: Any, undisturbed: bytes, fault_stage: ModuleType, form: Form, seed: int, figure: Figure
+) -> None:
+    rng, stalls = random.Random(seed), []
+    for i in range(form.rounds):
+        run_id, at = f"only-{i}", rng.randrange(6, 12)
+        (pid,) = stage.teachers(1)
+        process = stage.start(run_id, *fault_stage.IN_DRIVER, *form.length, "--ledger", "record")
+        stage.box.wait_for_steps(run_id, at, process)
+        psutil.Process(pid).kill()
+        fault_stage.finish(process, 0)
+        assert stage.box.weights(run_id) == undisturbed
+        stalls.append(stage.stalls(run_id, at))
+    figure(
+        1,
+        f"the only replica killed, 0 failed steps, same bytes: {'; '.join(map(str, stalls))}",
+        f"same bytes, a stall of at most one step + {STALL_WITHOUT_S:.0f} s",
+    )
+    for stall in stalls:
+        stall.check(STALL_WITHOUT_S)
+
+
+def test_one_of_two_replicas_is_stopped_then_one_is_killed_and_the_run_ends_with_the_same_bytes(
+    stage: Any, undisturbed: bytes, fault_stage: ModuleType, form: Form, seed: int, figure: Figure
+) -> None:
+    rng, stopped, killed = random.Random(seed), [], []
+    limit = ("--teacher-timeout-s", f"{QUESTION_LIMIT_S:g}")
+    for i in range(form.rounds):
+        run_id, pids = f"two-{i}", stage.teachers(2)
+        process = stage.start(run_id, *fault_stage.IN_DRIVER, *form.length, *limit)
+        stop_at, go_at, kill_at = 6, 14, rng.randrange(18, 24)
+        stage.box.wait_for_steps(run_id, stop_at, process)
+        sleeper = psutil.Process(rng.choice(pids))
+        sleeper.suspend()
+        try:
+            stage.box.wait_for_steps(run_id, go_at, process)
+        finally:
+            sleeper.resume()
+        stage.box.wait_for_steps(run_id, kill_at, process)
+        psutil.Process(rng.choice(pids)).kill()
+        fault_stage.finish(process, 0)
+        assert stage.box.weights(run_id) == undisturbed
+        stopped.append(stage.stalls(run_id, stop_at, go_at))
+        killed.append(stage.stalls(run_id, kill_at))
+    figure(
+        1,
+        f"one of two replicas, 0 failed steps, same bytes: stopped: {'; '.join(map(str, stopped))}; killed: "
+        f"{'; '.join(map(str, killed))}",
+        f"same bytes, a stall of at most one step + {STALL_WITH_SURVIVOR_S:.0f} s, and for a stopped one + the "
+        f"limit of a question, {QUESTION_LIMIT_S:.0f} s",
+    )
+    for stall in stopped:
+        stall.check(QUESTION_LIMIT_S + STALL_WITH_SURVIVOR_S)
+    for stall in killed:
+        stall.check(STALL_WITH_SURVIVOR_S)
+
+
+def test_the_check_of_stalls_finds_a_planted_one(fault_stage: ModuleType) -> None:
+    steps = [{"step": step, "seconds": seconds} for step, seconds in enumerate((9.0, 0.2, 0.3, 1.4, 0.2), start=1)]
+    fault_stage.Stall.of(steps, at=3, until=5).check(1.2)
+    with pytest.raises(AssertionError, match=r"longest step 1\.40 s, before 0\.30 s"):
+        fault_stage.Stall.of(steps, at=3, until=5).check(1.0)
+
+
+# ---- promise 4
+
+
+def test_killed_and_resumed_with_a_promotion_in_between_ends_with_the_same_bytes(
+    stage: Any, fault_stage: ModuleType, form: Form, seed: int, figure: Figure
+) -> None:
+    rng, box = random.Random(seed), stage.box
+    flags = ("--teacher", "alpha", "--epochs", str(form.resumed_epochs))
+    total = form.resumed_epochs * fault_stage.STEPS_PER_EPOCH
+    stage.teachers(1)
+    process = stage.start("killed", *flags)
+    kinds = [("worker", "command")[i % 2] for i in range(form.kills)]  # Ray Train restarts a worker three times
+    steps = sorted(rng.sample(range(6, total - 4), form.kills))
+    promote_at = steps[form.kills // 2] - 1
+    promoted = False
+    for step, kind in zip(steps, kinds, strict=True):
+        if not promoted and step > promote_at:
+            box.wait_for_steps("killed", promote_at, process)
+            # The command finds the cluster by itself: the roster's file says where the run's lease is held.
+            stage.run_command("-m", "services.cli", "teacher", "promote", "alpha", "2", joined=False)
+            promoted = True
+        box.wait_for_steps("killed", max(step, stage.count("killed") + 1), process)
+        assert int(box.newest_checkpoint("killed").name.removeprefix("step-")) > 0
+        if kind == "worker":
+            stage.kill_training_worker()
+        else:
+            stage.kill_command(process)
+            process = stage.start("killed", *flags)
+    output = fault_stage.finish(process, 0)
+    result = stage.result("killed")
+    assert [entry["teacher"] for entry in result["teacher_timeline"]] == ["alpha@1", "alpha@2"]
+    attempts = [record["step"] for record in box.records("killed") if record["kind"] == "step"]
+    resumes = [step for before, step in itertools.pairwise(attempts) if step <= before]
+    timeline = str(box.run_folder("killed") / "result.json")
+    again = stage.start_alone("same-timeline", *fault_stage.LOCAL, *flags, "--teacher-timeline", timeline)
+    fault_stage.finish(again, 0)
+    same = box.weights("killed") == box.weights("same-timeline")
+    kills = ", ".join(f"{kind} at {step}" for kind, step in zip(kinds, steps, strict=True))
+    figure(
+        4,
+        f"{form.kills} kills ({kills}) and a promotion after step {promote_at} in {total} steps; steps done again from {resumes}; {'same' if same else 'other'} bytes",
+        "each resume at a step > 1, the bytes of an undisturbed run with the same timeline",
+    )
+    assert same, output
+    assert box.losses("killed") == box.losses("same-timeline")
+    assert result["teacher_timeline"] == stage.result("same-timeline")["teacher_timeline"]
+    assert attempts.count(1) == 1
+
+
+# ---- promise 2
+
+
+def test_no_teacher_comes_back_and_each_policy_does_what_it_says(
+    stage: Any, undisturbed: bytes, fault_stage: ModuleType, form: Form, figure: Figure
+) -> None:
+    box = stage.box
+    stage.teachers(1)
+    alpha = (*fault_stage.IN_DRIVER, *AWAY)
+    waits = stage.start("waits", *alpha, *form.length)
+    replays = stage.start("replays", *alpha, *form.length, "--on-teacher-loss", "replay", "--ledger", "record")
+    skips = stage.start("skips", *alpha, "--epochs", "1000", "--on-teacher-loss", "skip")
+    for run_id, process in (("waits", waits), ("replays", replays), ("skips", skips)):
+        box.wait_for_steps(run_id, 5, process)
+    gone = time.monotonic()
+    stage.teachers(0)
+
+    output = fault_stage.finish(waits, 3)
+    waited_s = time.monotonic() - gone
+    (reason,) = [line for line in output.splitlines() if line.startswith("teacher unavailable after step")]
+    assert "teacher alpha@1 did not answer within" in reason
+    assert "saved" in reason
+    saved = int(box.newest_checkpoint("waits").name.removeprefix("step-"))
+    assert 5 <= saved < form.epochs * fault_stage.STEPS_PER_EPOCH
+
+    fault_stage.finish(replays, 0)
+    replayed = stage.result("replays")["replayed_items"]
+    assert replayed > 0
+    assert box.weights("replays") == undisturbed
+
+    without = next(r["step"] for r in box.steps("skips") if r["kd_skipped"])
+    stage.teachers(1)
+    fault_stage.wait_until(lambda: not box.steps("skips")[-1]["kd_skipped"], "a teacher's answer after its return")
+    skips.send_signal(signal.SIGINT)
+    fault_stage.finish(skips, 130)
+    skipped = sum(r["kd_skipped"] for r in box.steps("skips"))
+    assert skipped > 0
+
+    fault_stage.finish(stage.start("waits", *alpha, *form.length), 0)
+    assert box.weights("waits") == undisturbed
+    figure(
+        2,
+        f"wait: exit 3 after {waited_s:.1f} s, saved after step {saved}, resumed to the same bytes ({reason!r}); "
+        f"replay: {replayed} items from the ledger, same bytes; skip: {skipped} tuples from step {without} on without "
+        "the term, then answers again",
+        "wait: a checkpoint, a clean exit and the reason; skip trains on and recovers; replay needs no teacher",
+    )
+
+
+def test_the_ledger_alone_gives_the_recorded_runs_bytes_and_asks_no_service(
+    stage: Any, undisturbed: bytes, fault_stage: ModuleType, form: Form, figure: Figure
+) -> None:
+    stage.teachers(0)
+    process = stage.start_alone("replayed", *fault_stage.IN_DRIVER, *form.length, "--ledger", "replay")
+    fault_stage.finish(process, 0)
+    result = stage.result("replayed")
+    same = stage.box.weights("replayed") == undisturbed
+    figure(2, f"{result['replayed_items']} items replayed without a service, same bytes: {same}", "all, same bytes")
+    assert same
+    assert result["replayed_items"] == sum(r["clips"] for r in stage.box.steps("replayed")) // 3
+
+
+def test_a_library_that_cannot_be_read_any_more_ends_the_run_with_a_checkpoint_and_the_reason(
+    stage: Any, undisturbed: bytes, fault_stage: ModuleType, form: Form, figure: Figure
+) -> None:
+    box, folder = stage.box, stage.library.root / "alpha"
+    (pid,) = stage.teachers(1)
+    flags = (*fault_stage.IN_DRIVER, *form.length, *AWAY)
+    process = stage.start("unreadable", *flags)
+    box.wait_for_steps("unreadable", 5, process)
+    folder.rename(folder.with_name("away"))
+    try:
+        psutil.Process(pid).kill()
+        output = fault_stage.finish(process, 3)
+    finally:
+        folder.with_name("away").rename(folder)
+    (reason,) = [line for line in output.splitlines() if line.startswith("teacher unavailable after step")]
+    figure(2, f"library moved away and the replica killed: {reason!r}", "a checkpoint, a clean exit and the reason")
+    assert "alpha" in reason
+    assert "saved" in reason
+    stage.wait_for_replicas(1)
+    fault_stage.finish(stage.start("unreadable", *flags), 0)
+    assert box.weights("unreadable") == undisturbed
+
+
+# ---- transports
+
+
+def test_a_run_over_http_ends_with_the_bytes_of_the_served_one(
+    stage: Any, undisturbed: bytes, fault_stage: ModuleType, form: Form, figure: Figure
+) -> None:
+    stage.teachers(1)
+    elsewhere = stage.elsewhere
+    flags = (*fault_stage.SETTINGS, *fault_stage.IN_DRIVER, *form.length, "--run-id", "http")
+    process = elsewhere.start_training(*flags, "--teacher-transport", "http", "--gateway", stage.gateway)
+    fault_stage.finish(process, 0)
+    same = elsewhere.weights("http") == undisturbed
+    figure(1, f"over HTTP, from a home without that teacher: same bytes: {same}", "the bytes of an undisturbed run")
+    assert not (elsewhere.home / "teachers" / "alpha").exists()
+    assert same
