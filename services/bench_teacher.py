@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from teacher_server.card import Card
+from teacher_server.clients.retry import Asker, Question
 from teacher_server.contract import TeacherClient
 from teacher_server.library import TeacherEntry
 from teacher_server.protocol import TeacherId, TeacherQuery, new_request_id
-from teacher_server.retry import Asker, Question
 
 
 @dataclass(frozen=True)

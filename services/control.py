@@ -26,7 +26,7 @@ from teacher_server.contract import OperatorControl, RunControl
 from teacher_server.errors import BadQuery
 from teacher_server.promotion import GateFloors, GateReport, Promotion
 from teacher_server.protocol import TeacherId
-from teacher_server.roster_state import AliasChange
+from teacher_server.roster.state import AliasChange
 
 MAX_SHOWN_CHANGES = 1000
 _REFUSALS = documented(400, 404, 408, 409, 413, 415, 422, 429, 503)

@@ -10,8 +10,8 @@ from teacher_server.card import Card
 from teacher_server.errors import TeacherError, UnknownTeacher
 from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherRef
-from teacher_server.roster import Roster
-from teacher_server.roster_state import RosterState
+from teacher_server.roster.roster import Roster
+from teacher_server.roster.state import RosterState
 
 
 class CardSummary(BaseModel):

@@ -19,7 +19,7 @@ from services.asking import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE
 from services.offline import OfflineControl
 from teacher_server.contract import OperatorControl, TeacherClient
 from teacher_server.library import TeacherLibrary
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 from trainer.config import ConfigError, RunConfig
 
 _REACHABLE_WITHIN_S = 5.0
@@ -61,12 +61,12 @@ def find(library: TeacherLibrary, gateway: str) -> Place:
 def operator_control(place: Place, library: TeacherLibrary) -> Iterator[OperatorControl]:
     """What changes the teachers there, for the time of the block."""
     if place.gateway:
-        from teacher_server.http_control import HttpOperatorControl
+        from teacher_server.clients.http_control import HttpOperatorControl
 
         yield HttpOperatorControl(place.gateway, _token(OPERATOR_TOKEN_VARIABLE))
     elif place.address:
         with _joined(place):
-            from teacher_server.deployment import TeacherService
+            from teacher_server.serve.deployment import TeacherService
 
             yield TeacherService.connect(library.root)
     else:
@@ -79,16 +79,16 @@ def teacher_client(place: Place, library: TeacherLibrary) -> Iterator[TeacherCli
     with contextlib.ExitStack() as stack:
         client: TeacherClient
         if place.gateway:
-            from teacher_server.http_client import HttpTeacherClient
+            from teacher_server.clients.http import HttpTeacherClient
 
             client = HttpTeacherClient(place.gateway, _token(TOKEN_VARIABLE))
         elif place.address:
             stack.enter_context(_joined(place))
-            from teacher_server.client import ServeTeacherClient
+            from teacher_server.clients.serve import ServeTeacherClient
 
             client = ServeTeacherClient()
         else:
-            from teacher_server.inprocess import InProcessTeacherClient
+            from teacher_server.clients.inprocess import InProcessTeacherClient
 
             client = InProcessTeacherClient(library)
         stack.callback(client.close)

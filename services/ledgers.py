@@ -12,10 +12,10 @@ from rich.table import Table
 
 from data.home import ledgers_folder, teachers_folder
 from teacher_server.errors import LedgerError
-from teacher_server.ledger_store import Ledger, ledger_folders
+from teacher_server.ledger.store import Ledger, ledger_folders
 
 if TYPE_CHECKING:
-    from teacher_server.ledger_verify import LedgerCheck
+    from teacher_server.ledger.verify import LedgerCheck
 
 EQUAL, DIFFERENT = 0, 1
 _SHOWN = 20
@@ -39,7 +39,7 @@ def verify_ledger(name: str, sample: int = 64, seed: int = 0) -> int:
     name: of the ledger's folder, or the beginning of one name only, as r2plus1d or r2plus1d@3.
     Raises LedgerError, and whatever says that the teacher cannot be asked.
     """
-    from teacher_server import ledger_verify  # late: it needs torch
+    from teacher_server.ledger import verify as ledger_verify  # late: it needs torch
     from teacher_server.library import TeacherLibrary
 
     if sample < 1:

@@ -9,7 +9,7 @@ from teacher_server.errors import GateRefused, UnknownTeacher
 from teacher_server.library import TeacherLibrary
 from teacher_server.promotion import AliasRequest, GateFloors, GateReport, Promotion
 from teacher_server.protocol import TeacherId
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 
 _APP = "offline"
 _NOTHING_RECORDED = GateReport(items=0, agreement=0.0, kl=0.0, old_ms=0.0, new_ms=0.0)
@@ -59,6 +59,6 @@ class OfflineControl(OperatorControl):
         return Promotion(proposal.teacher, proposal.previous, None, seconds)
 
     def _test(self, teacher: TeacherId) -> None:
-        from teacher_server.ensemble import load_teacher  # needs torch
+        from teacher_server.engine.ensemble import load_teacher  # needs torch
 
         load_teacher(self._library.entry(teacher))

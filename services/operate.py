@@ -19,8 +19,8 @@ from data.home import teachers_folder
 from services.asking import TOKEN_VARIABLE, GatewayOptions
 from services.directory import Directory, TeacherInfo
 from teacher_server.library import TeacherLibrary
-from teacher_server.roster import Roster
-from teacher_server.roster_state import AliasChange
+from teacher_server.roster.roster import Roster
+from teacher_server.roster.state import AliasChange
 from trainer.config import ConfigError, RunConfig
 
 _POLL_S = 0.5
@@ -81,7 +81,7 @@ def stop_serving() -> None:
 
     with connected(RunConfig()):
         from services.serving import delete_gateway
-        from teacher_server.deployment import TeacherService
+        from teacher_server.serve.deployment import TeacherService
 
         delete_gateway()
         TeacherService.connect(teachers_folder()).delete()
@@ -173,7 +173,7 @@ def wait_for_signal() -> None:
 def _deploy(options: ServeOptions, gateway: GatewayOptions) -> None:
     """HTTP first: Serve takes its options from whoever starts it, and the roster starts it without."""
     from services.serving import deploy_gateway, start_http
-    from teacher_server.deployment import DeployOptions, TeacherService
+    from teacher_server.serve.deployment import DeployOptions, TeacherService
 
     start_http(options.host, options.port)
     TeacherService.connect(teachers_folder()).deploy(

@@ -23,7 +23,7 @@ from services.oip import RUN_PATTERN
 from services.openapi import body_of
 from services.refusals import documented
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
-from teacher_server.roster_state import RosterState
+from teacher_server.roster.state import RosterState
 
 MAX_SPANS = 5000
 _READING = documented(422, 429, 503)

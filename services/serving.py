@@ -23,12 +23,12 @@ from ray.util.metrics import Counter, Histogram
 from data.home import stores_folder, teachers_folder
 from services.asking import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE, GatewayOptions
 from services.gateway import create_app
-from teacher_server.app import DeployOptions, teacher_deployment
-from teacher_server.client import APP_NAME, ServeTeacherClient, one_line
-from teacher_server.deployment import TeacherService
+from teacher_server.clients.serve import APP_NAME, ServeTeacherClient, one_line
 from teacher_server.errors import BadQuery, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
+from teacher_server.serve.app import DeployOptions, teacher_deployment
+from teacher_server.serve.deployment import TeacherService
 from trainer.config import ConfigError
 
 GATEWAY_APP = "preceptor-gateway"

@@ -15,8 +15,8 @@ from data.store import ClipStore
 from teacher_server.card import EnsembleCard
 from teacher_server.errors import LibraryError, UnknownTeacher
 from teacher_server.library import WEIGHTS, TeacherLibrary, read_card
-from teacher_server.roster import Roster
-from teacher_server.roster_state import RosterState
+from teacher_server.roster.roster import Roster
+from teacher_server.roster.state import RosterState
 from trainer.runs import RunFolder
 
 _TAIL_BYTES = 64 * 1024  # more than a step's and an epoch's record

@@ -20,7 +20,7 @@ from teacher_server.protocol import TeacherId
 from trainer.config import ConfigError
 
 if TYPE_CHECKING:
-    from teacher_server.verify import PrecisionReport
+    from teacher_server.engine.verify import PrecisionReport
 
 SOUND, WRONG = 0, 1
 
@@ -30,7 +30,7 @@ def verify(text: str, device: str = "cpu") -> int:
 
     Raises BadQuery or UnknownTeacher when there is no such teacher.
     """
-    from teacher_server.verify import verify_teacher  # needs torch
+    from teacher_server.engine.verify import verify_teacher  # needs torch
 
     library = TeacherLibrary(teachers_folder())
     try:

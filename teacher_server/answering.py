@@ -18,11 +18,11 @@ from data.errors import StoreMismatch, ViewError
 from data.render import render_batch
 from data.store import ClipStore
 from data.views import ViewBatch
-from teacher_server.batching import Part
+from teacher_server.batching.batcher import Part
 from teacher_server.card import Card
+from teacher_server.engine.teacher import Teacher, TeacherAnswer
 from teacher_server.errors import BadQuery
 from teacher_server.protocol import PhaseSeconds, TeacherQuery, TeacherReply
-from teacher_server.teacher import Teacher, TeacherAnswer
 
 MAX_OPEN_STORES = 16
 
@@ -94,8 +94,8 @@ def load_pixels(query: TeacherQuery, stores: StoreCache) -> NDArray[np.uint8]:
 def answer_together(teacher: Teacher, parts: Sequence[Part[NDArray[np.uint8]]]) -> list[TeacherAnswer]:
     """One answer for each part of an array of clips [N, T, H, W, 3], from the clips of all parts in common chunks.
 
-    An answer does not depend on which other parts are there: see teacher_server.teacher. It is a copy, so keeping it
-    does not keep those of the others.
+    An answer does not depend on which other parts are there: see teacher_server.engine.teacher. It is a copy, so
+    keeping it does not keep those of the others.
     """
     views = teacher.card.views_per_item
     pixels = [part.loaded[part.first * views : part.last * views] for part in parts]

@@ -1,11 +1,11 @@
-"""Asking a teacher: one contract, whether it runs as a service (teacher_server.client) or in this process
-(teacher_server.inprocess). Needs neither Ray nor torch.
+"""Asking a teacher: one contract, whether it runs as a service (teacher_server.clients.serve) or in this process
+(teacher_server.clients.inprocess). Needs neither Ray nor torch.
 
     client.submit(query) -> PendingReply ── result(timeout_s) -> TeacherReply
                                         └── cancel()
 
 Errors of `result`, the same for every client: NoReplyYet (no answer in time), any other TeacherUnavailable (whoever had
-the question died), TeacherOverloaded, TeacherNotResident (all retryable: see teacher_server.retry); BadQuery,
+the question died), TeacherOverloaded, TeacherNotResident (all retryable: see teacher_server.clients.retry); BadQuery,
 UnknownTeacher, LibraryError, StoreError (repeating would not help). `submit` itself never waits for an answer.
 """
 
@@ -56,7 +56,8 @@ class Acquired:
 
 
 class RunControl(Protocol):
-    """What a run needs of the roster, through Ray (teacher_server.deployment) or HTTP (teacher_server.http_client)."""
+    """What a run needs of the roster: over Ray in teacher_server.serve.deployment, over HTTP in
+    teacher_server.clients.http_control."""
 
     def acquire(self, run: str, ref: TeacherRef) -> Acquired:
         """A lease for this run; returns when the teachers have loaded what it needs."""

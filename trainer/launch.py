@@ -26,8 +26,8 @@ import ray.train
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from teacher_server.deployment import DeployOptions, TeacherService
-from teacher_server.http_client import HttpRunControl
+from teacher_server.clients.http import HttpRunControl
+from teacher_server.serve.deployment import DeployOptions, TeacherService
 from trainer.checkpoint import newest_step
 from trainer.cluster import Cluster, check_free, connected
 from trainer.collective import Collective

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from teacher_server.contract import RunControl
 from teacher_server.errors import TeacherError, TeacherUnavailable
 from teacher_server.protocol import TeacherRef
-from teacher_server.roster import LEASE_TTL_S
+from teacher_server.roster.roster import LEASE_TTL_S
 
 _ACQUIRE_LIMIT_S = 150.0  # longer than the service's own limit, whose error says more
 _JOIN_S = 60.0  # a renewal under way takes milliseconds, a deployment seconds

@@ -12,13 +12,13 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from teacher_server.clients.http import HttpRunControl, HttpTeacherClient
+from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import TeacherClient
-from teacher_server.deployment import TeacherService
-from teacher_server.http_client import HttpRunControl, HttpTeacherClient
-from teacher_server.inprocess import InProcessTeacherClient
-from teacher_server.ledger import LedgerClient
+from teacher_server.ledger.client import LedgerClient
 from teacher_server.library import TeacherLibrary
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
+from teacher_server.serve.deployment import TeacherService
 from trainer.plan import Plan
 from trainer.teaching import BoundTeacher, InputKind
 from trainer.timeline import Binder, BlockControl

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from data.views import VIEWS_PER_TUPLE, ViewBatch
 from teacher_server.card import PRETEXT_CLASSES
+from teacher_server.clients.retry import Asker, Prefetcher, RetryPolicy
 from teacher_server.contract import TeacherClient
 from teacher_server.errors import RetryableTeacherError, TeacherUnavailable
 from teacher_server.protocol import Binding, TeacherQuery, TeacherReply, new_request_id
-from teacher_server.retry import Asker, Prefetcher, RetryPolicy
-from teacher_server.roster import BLOCK_STEPS
+from teacher_server.roster.roster import BLOCK_STEPS
 from trainer.config import RunConfig
 from trainer.loader import Asking, TeacherAnswer
 from trainer.timeline import Binder, TimelineEntry
@@ -49,7 +49,7 @@ class LedgerStats(Protocol):
 
 
 class AnswerLedger(TeacherClient, Protocol):
-    """A client that answers from what was recorded: teacher_server.ledger.LedgerClient."""
+    """A client that answers from what was recorded: teacher_server.ledger.client.LedgerClient."""
 
     @property
     def stats(self) -> LedgerStats:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from teacher_server.errors import BadQuery, RetryableTeacherError, TeacherError
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
-from teacher_server.roster import BLOCK_STEPS
+from teacher_server.roster.roster import BLOCK_STEPS
 from trainer.config import ConfigError, RunConfig
 
 ROSTER_PAUSE_S = 60.0  # after a failure: asking a roster that is away takes its whole time limit

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from teacher_server.engine.teacher import FrozenTeacher
+from teacher_server.engine.verify import choose_precision
 from teacher_server.importers.plan import ImportPlan
 from teacher_server.library import WEIGHTS, TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher
-from teacher_server.verify import choose_precision
 
 
 def with_best_precision(plan: ImportPlan, device: str = "cpu") -> ImportPlan:

@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard
+from teacher_server.engine.weights import build_teacher_network
 from teacher_server.importers.errors import ImportRefused
 from teacher_server.importers.layout import ACTION_HEAD, HEAD, PRETEXT_HEAD, Layout
 from teacher_server.importers.layouts import choose_layout, rename, shortened
 from teacher_server.importers.source import Source
 from teacher_server.importers.wishes import Wishes
-from teacher_server.weights import build_teacher_network
 from teacher_server.zoo.heads import CLIPS_PER_TUPLE
 from teacher_server.zoo.names import ARCH_VERSION
 

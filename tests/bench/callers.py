@@ -14,7 +14,7 @@ from bench_tools import SPEC, draw, question
 
 from data.render import render_batch
 from data.store import ClipStore
-from teacher_server.client import ServeTeacherClient
+from teacher_server.clients.serve import ServeTeacherClient
 from teacher_server.contract import PendingReply, TeacherClient
 from teacher_server.protocol import TeacherId
 
@@ -155,7 +155,7 @@ class Caller:
 
 def _client(load: Load) -> TeacherClient:
     if load.url:
-        from teacher_server.http_client import HttpTeacherClient
+        from teacher_server.clients.http import HttpTeacherClient
 
         return HttpTeacherClient(load.url)
     return ServeTeacherClient()

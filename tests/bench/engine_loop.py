@@ -52,7 +52,7 @@ class EngineLoop:
 
 
 def _serve(connection: Connection, library_root: Path, teacher: TeacherId, shape: tuple[int, ...], core: int) -> None:
-    from teacher_server.teacher import FrozenTeacher
+    from teacher_server.engine.teacher import FrozenTeacher
 
     frozen = FrozenTeacher.load(TeacherLibrary(library_root).entry(teacher))
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

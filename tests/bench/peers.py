@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from data.render import render_batch
 from data.store import ClipStore
 from data.views import ViewBatch
+from teacher_server.engine.teacher import FrozenTeacher, build_teacher_network
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher, build_teacher_network
 
 BATCH_WAIT_S = 0.01  # Ray's default
 QUIET = {"enable_access_log": False}

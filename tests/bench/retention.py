@@ -42,9 +42,9 @@ from engine_loop import EngineLoop
 from student import Block, Setup, StudentProcess, Trained
 
 from data.home import VARIABLE
-from teacher_server.deployment import TeacherService
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherRef
+from teacher_server.serve.deployment import TeacherService
 
 PARTS = ("retention", "replay", "one-core", "equal")
 WIDTH, BATCH = 0.25, 4

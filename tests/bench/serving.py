@@ -50,9 +50,9 @@ from data.input_spec import InputSpec
 from data.prepare import prepare
 from data.render import render_batch
 from data.store import ClipStore
-from teacher_server.deployment import TeacherService
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherRef
+from teacher_server.serve.deployment import TeacherService
 
 PARTS = ("saturation", "batching", "by-value", "latency", "fairness", "swap")
 WIDTH = 0.25

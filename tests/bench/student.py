@@ -30,11 +30,11 @@ from engine_loop import EngineLoop
 from torch.optim import SGD
 
 from data.store import ClipStore
+from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import TeacherClient
-from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherRef
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 from teacher_server.zoo.network import VideoNetwork
 from trainer.collective import Collective
 from trainer.config import RunConfig
@@ -232,7 +232,7 @@ class Student:
             return InProcessTeacherClient(TeacherLibrary(setup.home / "teachers"))
         if arm == "served":
             return _serve_client(setup.address)
-        from teacher_server.ledger import LedgerClient
+        from teacher_server.ledger.client import LedgerClient
 
         inner = _serve_client(setup.address) if arm == "record" else None
         return LedgerClient(setup.home / "ledgers", arm, inner=inner, digest_of=lambda _: setup.digest)
@@ -241,7 +241,7 @@ class Student:
 def _serve_client(address: str) -> TeacherClient:
     import ray
 
-    from teacher_server.client import ServeTeacherClient
+    from teacher_server.clients.serve import ServeTeacherClient
 
     if not ray.is_initialized():
         ray.init(address=address, namespace="preceptor", log_to_driver=False)

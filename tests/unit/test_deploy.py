@@ -20,7 +20,7 @@ from trainer.config import RunConfig, load_recipe
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "preceptor.json").read_text())
-LIVE_METRICS = ("trainer/metrics.py", "teacher_server/metrics.py", "services/serving.py")
+LIVE_METRICS = ("trainer/metrics.py", "teacher_server/serve/metrics.py", "services/serving.py")
 
 
 def read_yaml(path: str) -> Any:
@@ -134,7 +134,7 @@ def test_the_serve_config_is_valid_local_and_names_our_builders() -> None:
     from ray.serve.schema import ServeDeploySchema
 
     from services import serving
-    from teacher_server.client import APP_NAME
+    from teacher_server.clients.serve import APP_NAME
 
     config = ServeDeploySchema.model_validate(read_yaml("serve.yaml"))
     assert config.http_options.host == "127.0.0.1"

@@ -27,7 +27,7 @@ from teacher_server.errors import GateRefused, TeacherError, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.promotion import AliasRequest, GateFloors, GateReport, Promotion
 from teacher_server.protocol import Binding, PhaseSeconds, TeacherId, TeacherQuery, TeacherRef, TeacherReply
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 
 
 def make_card(**changes: object) -> TeacherCard:

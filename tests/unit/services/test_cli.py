@@ -16,7 +16,7 @@ from services.directory import Directory
 from services.operate import check_address, check_port_is_free, is_loopback, table_of
 from teacher_server.library import CARD, TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 from trainer.config import ConfigError
 
 REPOSITORY = Path(__file__).parents[3]

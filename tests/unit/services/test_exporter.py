@@ -23,7 +23,7 @@ from services.exporter import Folders, StateCollector
 from services.state import StateReader
 from teacher_server.library import CARD, WEIGHTS, TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherRef
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 
 REPOSITORY = Path(__file__).parents[3]
 PATIENCE_S = 60.0

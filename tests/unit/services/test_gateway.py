@@ -26,7 +26,7 @@ from teacher_server.errors import (
 )
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherQuery
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 
 ROUTE = "/v2/models/{name}/infer"
 PATH = "/v2/models/alpha/infer"

@@ -12,7 +12,7 @@ from services.asking import Readiness
 from teacher_server.errors import TeacherError, TeacherUnavailable
 from teacher_server.library import CARD, TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 
 
 def outcome(answer: httpx.Response) -> tuple[int, str]:

@@ -22,10 +22,10 @@ from data.views_arrow import to_arrow
 from services.asking import GatewayOptions
 from services.gateway import create_app
 from services.offline import OfflineControl
-from teacher_server.inprocess import InProcessTeacherClient
+from teacher_server.clients.inprocess import InProcessTeacherClient
+from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher
 
 HELPERS = Path(__file__).parents[1] / "teacher_server"
 PATIENCE_S = 30.0

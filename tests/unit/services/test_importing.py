@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from data.prepare import prepare
 from services import cli
-from teacher_server import verify
+from teacher_server.engine import verify
+from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.importers import install
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher
 from teacher_server.zoo.network import VideoNetwork
 
 

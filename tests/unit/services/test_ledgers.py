@@ -9,11 +9,11 @@ import pytest
 
 from data.views import VIEW_DTYPE
 from services.ledgers import DIFFERENT, EQUAL, find_ledger, list_ledgers, report_lines, verify_ledger
-from teacher_server import ledger_verify
 from teacher_server.errors import LedgerError
-from teacher_server.ledger_segments import Origin
-from teacher_server.ledger_store import Answer, Ledger, LedgerHeader, ledger_folder, refuse
-from teacher_server.ledger_verify import ItemCheck, LedgerCheck
+from teacher_server.ledger import verify as ledger_verify
+from teacher_server.ledger.segments import Origin
+from teacher_server.ledger.store import Answer, Ledger, LedgerHeader, ledger_folder, refuse
+from teacher_server.ledger.verify import ItemCheck, LedgerCheck
 from teacher_server.protocol import TeacherId
 
 HEADER = LedgerHeader("alpha@1", "ab" * 32, "cpu", views_per_item=3, num_classes=5)

@@ -9,10 +9,10 @@ import pytest
 
 from services.finding import Place, check_reachable, find_place, operator_control
 from services.offline import OfflineControl
-from teacher_server.http_control import HttpOperatorControl
+from teacher_server.clients.http_control import HttpOperatorControl
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.roster import LEASE_TTL_S, Roster
+from teacher_server.roster.roster import LEASE_TTL_S, Roster
 from trainer.config import ConfigError
 
 NOW = 1_000_000.0

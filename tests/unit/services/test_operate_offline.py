@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from services.offline import OfflineControl
 from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard
+from teacher_server.engine.weights import build_teacher_network
 from teacher_server.errors import (
     AliasMoved,
     BadQuery,
@@ -22,8 +23,7 @@ from teacher_server.errors import (
 from teacher_server.library import WEIGHTS, TeacherLibrary
 from teacher_server.promotion import GateFloors
 from teacher_server.protocol import TeacherId, TeacherRef
-from teacher_server.roster import Roster
-from teacher_server.weights import build_teacher_network
+from teacher_server.roster.roster import Roster
 from teacher_server.zoo.names import ARCH_VERSION
 
 

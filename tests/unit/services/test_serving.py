@@ -9,9 +9,9 @@ import pytest
 
 from services import serving
 from services.asking import GatewayOptions
-from teacher_server import app
-from teacher_server.app import DeployOptions
 from teacher_server.errors import BadQuery
+from teacher_server.serve import app
+from teacher_server.serve.app import DeployOptions
 
 
 @pytest.fixture(autouse=True)

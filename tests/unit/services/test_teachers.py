@@ -18,12 +18,12 @@ from services.bench_teacher import Speed, bench_query, measure
 from services.finding import Place
 from services.operate import log_table
 from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard
+from teacher_server.engine.weights import build_teacher_network
 from teacher_server.errors import BadQuery, GateRefused, TeacherNotResident, TeacherOverloaded
 from teacher_server.library import WEIGHTS, TeacherLibrary
 from teacher_server.promotion import GateFloors, GateReport, Promotion
 from teacher_server.protocol import TeacherId
-from teacher_server.roster import Roster
-from teacher_server.weights import build_teacher_network
+from teacher_server.roster.roster import Roster
 from teacher_server.zoo.names import ARCH_VERSION
 
 ONE, TWO = TeacherId("alpha", 1), TeacherId("alpha", 2)

@@ -18,10 +18,10 @@ from data.render import render_batch
 from data.store import ClipStore
 from data.views import ClipSpec
 from teacher_server.contract import MAX_QUEUED_CLIPS, TeacherClient
+from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.errors import BadQuery, NoReplyYet, TeacherUnavailable, UnknownTeacher
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherQuery, check_reply
-from teacher_server.teacher import FrozenTeacher
 
 PATIENCE_S = 60.0
 

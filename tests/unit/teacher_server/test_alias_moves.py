@@ -12,8 +12,8 @@ from teacher_server.errors import AliasMoved, BadQuery, LibraryError, TeacherInU
 from teacher_server.library import WEIGHTS, TeacherLibrary
 from teacher_server.promotion import AliasRequest
 from teacher_server.protocol import TeacherId, TeacherRef
-from teacher_server.roster import LEASE_TTL_S, Roster
-from teacher_server.roster_state import RosterState
+from teacher_server.roster.roster import LEASE_TTL_S, Roster
+from teacher_server.roster.state import RosterState
 
 pytestmark = pytest.mark.usefixtures("no_bundled")
 

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from teacher_server.answering import answer_together, join_answers
-from teacher_server.batching import Batcher, Part
-from teacher_server.teacher import Teacher, TeacherAnswer
+from teacher_server.batching.batcher import Batcher, Part
+from teacher_server.engine.teacher import Teacher, TeacherAnswer
 
 VIEWS = 3
 Pixels = NDArray[np.uint8]

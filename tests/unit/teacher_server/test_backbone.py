@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from teacher_server import backbone as backbone_module
-from teacher_server.backbone import Forward, FrozenBackbone, GraphCache
+from teacher_server.engine import backbone as backbone_module
+from teacher_server.engine.backbone import Forward, FrozenBackbone, GraphCache
+from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher
 from teacher_server.zoo.registry import build_backbone
 
 CPU = torch.device("cpu")

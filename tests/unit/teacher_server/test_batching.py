@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_server.batching import Batched, Batcher, BatchRecord, Part, check_room
+from teacher_server.batching.batcher import Batched, Batcher, BatchRecord, Part, check_room
 from teacher_server.errors import BadQuery, TeacherOverloaded, TeacherUnavailable
 
 PATIENCE_S = 10.0  # of a test that would otherwise hang

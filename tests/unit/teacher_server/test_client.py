@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from data.store import ClipStore
+from teacher_server.clients.inprocess import InProcessTeacherClient
+from teacher_server.clients.retry import Asker, Prefetcher, RetryPolicy, ask
 from teacher_server.errors import (
     BadQuery,
     BadReply,
@@ -23,10 +25,8 @@ from teacher_server.errors import (
     TeacherOverloaded,
     TeacherUnavailable,
 )
-from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply
-from teacher_server.retry import Asker, Prefetcher, RetryPolicy, ask
 
 DIGEST = "d" * 64
 

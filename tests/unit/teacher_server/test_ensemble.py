@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from data.store import ClipStore
 from teacher_server.card import EnsembleCard
-from teacher_server.ensemble import FrozenEnsemble, load_teacher, mean_probability
+from teacher_server.clients.inprocess import InProcessTeacherClient
+from teacher_server.engine.ensemble import FrozenEnsemble, load_teacher, mean_probability
+from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.errors import BadQuery, LibraryError, UnknownTeacher
-from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import CARD, WEIGHTS, TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher
 
 ONE, TWO, WIDE = TeacherId("alpha", 1), TeacherId("alpha", 2), TeacherId("wide", 1)
 BOTH = TeacherId("both", 1)

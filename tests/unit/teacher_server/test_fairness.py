@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from teacher_server.fairness import CREDIT_CLIPS, LOADED_PASSES, MAX_IDLE_FLOWS, FairQueue, Request, Take
+from teacher_server.batching.fairness import CREDIT_CLIPS, LOADED_PASSES, MAX_IDLE_FLOWS, FairQueue, Request, Take
 
 PASS_ITEMS = 16
 CLIPS = 3  # an item

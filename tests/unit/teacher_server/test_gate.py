@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from teacher_server.gate import NO_ITEMS, ForwardTime, compare_logits, merge_reports
 from teacher_server.promotion import GateFloors, GateReport
+from teacher_server.serve.gate import NO_ITEMS, ForwardTime, compare_logits, merge_reports
 
 NO_TIME = ForwardTime()
 

@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from data.store import ClipStore
-from teacher_server.ensemble import load_teacher
+from teacher_server.clients.inprocess import InProcessTeacherClient
+from teacher_server.engine.ensemble import load_teacher
+from teacher_server.engine.weights import load_network
 from teacher_server.errors import BadQuery, LibraryError, UnknownTeacher
-from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import CARD, MAX_CARD_BYTES, MAX_WEIGHTS_BYTES, WEIGHTS, TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.weights import load_network
 
 EVIL = TeacherId("evil", 1)
 DEEP = 100_000

@@ -15,7 +15,10 @@ import pytest
 from data.errors import StoreMismatch
 from data.store import ClipStore
 from services.gateway import create_app
-from teacher_server import http_client
+from teacher_server.clients import http as http_client
+from teacher_server.clients.http import HttpTeacherClient
+from teacher_server.clients.inprocess import InProcessTeacherClient
+from teacher_server.clients.wire import JSON_LENGTH_HEADER
 from teacher_server.errors import (
     BadQuery,
     BadReply,
@@ -25,11 +28,8 @@ from teacher_server.errors import (
     TeacherUnavailable,
     UnknownTeacher,
 )
-from teacher_server.http_client import HttpTeacherClient
-from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherQuery
-from teacher_server.wire import JSON_LENGTH_HEADER
 
 SECRET = "a-secret-token"
 PATIENCE_S = 30.0

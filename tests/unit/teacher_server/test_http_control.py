@@ -14,8 +14,10 @@ import pytest
 from services.asking import GatewayOptions
 from services.gateway import create_app
 from services.offline import OfflineControl
-from teacher_server import http_client
-from teacher_server import http_control
+from teacher_server.clients import http as http_client
+from teacher_server.clients import http_control
+from teacher_server.clients.http_control import ATTEMPTS, HttpOperatorControl, HttpRunControl
+from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import Acquired
 from teacher_server.errors import (
     AliasMoved,
@@ -27,12 +29,10 @@ from teacher_server.errors import (
     TeacherUnavailable,
     UnknownTeacher,
 )
-from teacher_server.http_control import ATTEMPTS, HttpOperatorControl, HttpRunControl
-from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.promotion import GateFloors, GateReport, Promotion
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 
 ALPHA = TeacherRef("alpha")
 BOUND = {"teacher": "alpha@2", "digest": "d" * 64, "block": 5}

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from data.store import ClipStore
 from data.views import ViewBatch
 from teacher_server.answering import soften
+from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import PendingReply
 from teacher_server.errors import BadQuery, BadReply, LedgerError, NotInLedger, TeacherUnavailable
-from teacher_server.inprocess import InProcessTeacherClient
-from teacher_server.ledger import LedgerClient, LedgerStats
-from teacher_server.ledger_store import ledger_folder
+from teacher_server.ledger.client import LedgerClient, LedgerStats
+from teacher_server.ledger.store import ledger_folder
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import PhaseSeconds, TeacherId, TeacherQuery, TeacherReply
 

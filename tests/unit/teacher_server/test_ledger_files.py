@@ -22,11 +22,11 @@ import pytest
 
 from data import atomic
 from data.views import VIEW_DTYPE
-from teacher_server import ledger_store
-from teacher_server.digest_table import DIGEST_DTYPE, DigestTable
 from teacher_server.errors import LedgerError
-from teacher_server.ledger_segments import Origin
-from teacher_server.ledger_store import (
+from teacher_server.ledger import store as ledger_store
+from teacher_server.ledger.digest_table import DIGEST_DTYPE, DigestTable
+from teacher_server.ledger.segments import Origin
+from teacher_server.ledger.store import (
     HEADER,
     Answer,
     Ledger,

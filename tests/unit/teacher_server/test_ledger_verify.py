@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from data.store import ClipStore
+from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.errors import LedgerError
-from teacher_server.inprocess import InProcessTeacherClient
-from teacher_server.ledger import LedgerClient
-from teacher_server.ledger_segments import Rows, read_segment, write_segment
-from teacher_server.ledger_store import ledger_folder, read_header
-from teacher_server.ledger_verify import verify_ledger
+from teacher_server.ledger.client import LedgerClient
+from teacher_server.ledger.segments import Rows, read_segment, write_segment
+from teacher_server.ledger.store import ledger_folder, read_header
+from teacher_server.ledger.verify import verify_ledger
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
 

@@ -16,13 +16,13 @@ from teacher_server.errors import (
     TeacherError,
     TeacherUnavailable,
 )
-from teacher_server.gate import NO_ITEMS
 from teacher_server.library import TeacherLibrary
-from teacher_server.promoter import RECHECK_S, Promoter
 from teacher_server.promotion import AliasRequest, GateFloors, GateReport, Promotion
 from teacher_server.protocol import TeacherId, TeacherRef
-from teacher_server.replica_state import ReplicaState
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
+from teacher_server.serve.gate import NO_ITEMS
+from teacher_server.serve.promoter import RECHECK_S, Promoter
+from teacher_server.serve.replica_state import ReplicaState
 
 pytestmark = pytest.mark.usefixtures("no_bundled")
 

@@ -7,8 +7,8 @@ import pytest
 
 from data.views import VIEW_DTYPE, ViewBatch
 from teacher_server.answering import ClipShape
+from teacher_server.batching.recent import MAX_KINDS, RecentQuestions, RecentViews
 from teacher_server.protocol import TeacherId, TeacherQuery
-from teacher_server.recent import MAX_KINDS, RecentQuestions, RecentViews
 
 SHAPE, LONGER = ClipShape(8, 32, 32), ClipShape(16, 32, 32)
 

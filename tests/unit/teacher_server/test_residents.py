@@ -11,7 +11,7 @@ import pytest
 from teacher_server.errors import LibraryError, OverBudget, TeacherNotResident, UnknownTeacher
 from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.residents import Residents
+from teacher_server.serve.residents import Residents
 
 ONE, TWO, BETA = TeacherId("alpha", 1), TeacherId("alpha", 2), TeacherId("beta", 1)
 LARGE = 2**40

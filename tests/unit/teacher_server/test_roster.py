@@ -13,8 +13,8 @@ import pytest
 from teacher_server.errors import BadQuery, LibraryError, TeacherMismatch, UnknownTeacher
 from teacher_server.library import WEIGHTS, TeacherLibrary
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
-from teacher_server.roster import LEASE_TTL_S, Roster
-from teacher_server.roster_state import RosterState, Span
+from teacher_server.roster.roster import LEASE_TTL_S, Roster
+from teacher_server.roster.state import RosterState, Span
 
 pytestmark = pytest.mark.usefixtures("no_bundled")
 
@@ -310,7 +310,7 @@ import sys
 from pathlib import Path
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherRef
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 roster = Roster(TeacherLibrary(Path(sys.argv[1])), Path(sys.argv[2]))
 for block in range(20):
     roster.bind(sys.argv[3], TeacherRef("alpha"), block)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from ray.serve.config import AutoscalingContext
 
-from teacher_server.app import DeployOptions, teacher_deployment
 from teacher_server.errors import BadQuery
-from teacher_server.scaling import ScaleByQueuedClips, replicas_for
+from teacher_server.serve.app import DeployOptions, teacher_deployment
+from teacher_server.serve.scaling import ScaleByQueuedClips, replicas_for
 
 
 def context(queued_clips: list[float] | None, *, target: int = 2) -> AutoscalingContext:

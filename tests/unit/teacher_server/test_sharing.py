@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from data.views import VIEW_DTYPE, ViewBatch
+from teacher_server.batching.sharing import SharedAnswers, share_key
 from teacher_server.errors import BadQuery, TeacherError, TeacherOverloaded, TeacherUnavailable
 from teacher_server.protocol import TeacherId, TeacherQuery
-from teacher_server.sharing import SharedAnswers, share_key
 
 KEY = b"k"
 LATE = TeacherUnavailable("alpha@1", 5.0, "its time ran out in the queue")

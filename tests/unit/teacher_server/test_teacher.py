@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from data.prepare import InputSpec, prepare
 from teacher_server.answering import answer_together
-from teacher_server.batching import Part
+from teacher_server.batching.batcher import Part
+from teacher_server.engine.teacher import FrozenTeacher, TeacherAnswer, build_teacher_network
 from teacher_server.errors import BadQuery, LibraryError
 from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher, TeacherAnswer, build_teacher_network
 
 
 def clips(count: int, seed: int = 0, frames: int = 8, side: int = 32) -> NDArray[np.uint8]:

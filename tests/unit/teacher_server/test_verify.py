@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from teacher_server import verify as verify_module
+from teacher_server.engine import verify as verify_module
+from teacher_server.engine.teacher import FrozenTeacher
+from teacher_server.engine.verify import PrecisionReport, choose_precision, compare_precisions, verify_teacher
 from teacher_server.errors import BadQuery, LibraryError
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher
-from teacher_server.verify import PrecisionReport, choose_precision, compare_precisions, verify_teacher
 
 GOOD = PrecisionReport(float32_ms=3.0, bfloat16_ms=2.0, max_difference=0.01, agreement=1.0, items=8)
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from data.store import ClipStore
 from data.views_arrow import from_arrow
+from teacher_server.clients.wire import JSON_LENGTH_HEADER, PIECE_BYTES, InferBody, decode_reply, encode_query
 from teacher_server.errors import BadQuery, BadReply
 from teacher_server.protocol import PhaseSeconds, TeacherId, TeacherQuery
-from teacher_server.wire import JSON_LENGTH_HEADER, PIECE_BYTES, InferBody, decode_reply, encode_query
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 16, 16, 3), dtype=np.uint8)
 LOGITS = np.random.default_rng(1).normal(size=(2, 5)).astype(np.float32)

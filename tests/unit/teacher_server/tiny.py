@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from data.store import ClipStore, StoreWriter
 from data.views import Augment, ClipSpec, ViewBatch, draw_tuples, uniform_clips
 from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard
+from teacher_server.engine.teacher import build_teacher_network
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherQuery, new_request_id
-from teacher_server.teacher import build_teacher_network
 from teacher_server.zoo.names import ARCH_VERSION
 
 SPEC = ClipSpec(clip_len=8, interval=2, crop=32)

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from data.store import ClipStore, StoreWriter
-from teacher_server.inprocess import InProcessTeacherClient
+from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 from trainer.collective import Collective
 from trainer.config import RunConfig
 from trainer.loop import Outcome, Trainer

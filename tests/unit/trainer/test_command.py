@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from data.store import StoreWriter
+from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import FailedReply
 from teacher_server.errors import TeacherUnavailable
-from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 from trainer.command import main
 
 ROOT = Path(__file__).parents[3]

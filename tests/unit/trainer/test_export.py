@@ -10,9 +10,9 @@ from data.prepare import prepare
 from data.render import render_batch
 from data.views import eval_tuples
 from teacher_server.card import PRETEXT_CLASSES
+from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher
 from trainer.checkpoint import CheckpointError
 from trainer.config import ConfigError
 from trainer.export import export_teacher, main

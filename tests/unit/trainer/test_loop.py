@@ -11,7 +11,7 @@ import pytest
 
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 from trainer.checkpoint import CheckpointError
 from trainer.collective import Collective
 from trainer.evaluate.pretext import pretext_accuracy

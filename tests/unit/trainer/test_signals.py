@@ -11,10 +11,10 @@ from rich.console import Console
 import trainer.launch
 import trainer.signals as module
 from data.home import ledgers_folder
+from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import FailedReply
 from teacher_server.errors import TeacherUnavailable
-from teacher_server.inprocess import InProcessTeacherClient
-from teacher_server.ledger import LedgerClient
+from teacher_server.ledger.client import LedgerClient
 from teacher_server.protocol import Binding, TeacherId
 from trainer.collective import Collective
 from trainer.launch import launch

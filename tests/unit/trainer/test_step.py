@@ -9,9 +9,9 @@ import torch
 
 from data.render import render_batch
 from data.views import draw_tuples
+from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher
 from teacher_server.zoo.network import VideoNetwork
 from trainer.collective import Collective
 from trainer.loader import Loader

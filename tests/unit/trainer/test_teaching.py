@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from data.views import ViewBatch
+from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import FailedReply
 from teacher_server.errors import BadReply, NoReplyYet, NotInLedger, TeacherUnavailable
-from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import Binding, TeacherId, TeacherReply
-from teacher_server.roster import BLOCK_STEPS
+from teacher_server.roster.roster import BLOCK_STEPS
 from trainer.loader import Asking
 from trainer.report_data import read_metrics
 from trainer.sampler import Sampler, split_rows

@@ -8,7 +8,7 @@ import pytest
 from teacher_server.errors import BadQuery, LibraryError, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
-from teacher_server.roster import BLOCK_STEPS, Roster
+from teacher_server.roster.roster import BLOCK_STEPS, Roster
 from trainer.config import ConfigError
 from trainer.plan import make_plan
 from trainer.timeline import ROSTER_PAUSE_S, Binder, TimelineEntry, recorded_timeline

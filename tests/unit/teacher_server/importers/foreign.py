@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacher_server.teacher import FrozenTeacher
+from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.zoo.network import VideoNetwork
 
 # Ours -> theirs, as regular expressions: the opposite direction of the tables under test.

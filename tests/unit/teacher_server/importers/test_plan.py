@@ -12,13 +12,13 @@ from torch import Tensor
 
 from data.prepare import prepare
 from teacher_server.card import PRETEXT_CLASSES
+from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.importers.errors import ImportRefused
 from teacher_server.importers.install import install
 from teacher_server.importers.plan import make_plan
 from teacher_server.importers.source import Source
 from teacher_server.importers.wishes import Wishes
 from teacher_server.library import TeacherLibrary
-from teacher_server.teacher import FrozenTeacher
 from teacher_server.zoo.layers import scale_channels
 from teacher_server.zoo.names import ARCHITECTURES
 

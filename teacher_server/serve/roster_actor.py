@@ -18,19 +18,19 @@ import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from teacher_server import app
-from teacher_server.app import DeployOptions
-from teacher_server.client import APP_NAME
+from teacher_server.clients.serve import APP_NAME
 from teacher_server.contract import Acquired
 from teacher_server.errors import TeacherError, TeacherUnavailable, UnknownTeacher
 from teacher_server.library import TeacherLibrary
-from teacher_server.metrics import RosterMetrics
-from teacher_server.promoter import Promoter, check_digests
 from teacher_server.promotion import AliasRequest, GateFloors, Promotion
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
-from teacher_server.replica_state import ReplicaState
-from teacher_server.replicas import ServeReplicas
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
+from teacher_server.serve import app
+from teacher_server.serve.app import DeployOptions
+from teacher_server.serve.metrics import RosterMetrics
+from teacher_server.serve.promoter import Promoter, check_digests
+from teacher_server.serve.replica_state import ReplicaState
+from teacher_server.serve.replicas import ServeReplicas
 
 ROSTER_NAME = "preceptor-roster"
 NAMESPACE = "preceptor"

@@ -3,7 +3,7 @@
     submit ──► event loop in a thread of its own: at most max_in_flight requests, each on a kept-alive connection
     cancel ──► ends the request and closes its connection, so that the gateway stops waiting as well
 
-The contract is teacher_server.contract's. Nothing is repeated here: teacher_server.retry does that.
+The contract is teacher_server.contract's. Nothing is repeated here: teacher_server.clients.retry does that.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from concurrent.futures import CancelledError, Future
 
 import httpx
 
+from teacher_server.clients.http_control import HttpOperatorControl, HttpRunControl
+from teacher_server.clients.http_gateway import CONNECT_TIMEOUT_S, KEEPALIVE_S, Gateway, segment
+from teacher_server.clients.wire import JSON_LENGTH_HEADER, InferBody, decode_reply, encode_query
 from teacher_server.contract import FailedReply, PendingReply
 from teacher_server.errors import BadReply, NoReplyYet, TeacherUnavailable
-from teacher_server.http_control import HttpOperatorControl, HttpRunControl
-from teacher_server.http_gateway import CONNECT_TIMEOUT_S, KEEPALIVE_S, Gateway, segment
 from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply
-from teacher_server.wire import JSON_LENGTH_HEADER, InferBody, decode_reply, encode_query
 
 __all__ = ["HttpOperatorControl", "HttpRunControl", "HttpTeacherClient"]
 

@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from teacher_server.clients.http_gateway import CONNECT_TIMEOUT_S, Gateway, segment
+from teacher_server.clients.retry import RetryPolicy
 from teacher_server.contract import Acquired
 from teacher_server.errors import BadQuery, BadReply, RetryableTeacherError, TeacherUnavailable
-from teacher_server.http_gateway import CONNECT_TIMEOUT_S, Gateway, segment
 from teacher_server.promotion import GateFloors, GateReport, Promotion
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
-from teacher_server.retry import RetryPolicy
 
 ATTEMPTS = 4
 MAX_ANSWER_BYTES = 16 * 2**20
@@ -117,7 +117,7 @@ class _Caller:
         )
 
     def __call__(self, call: _Call, answer: type[_Answer]) -> _Answer:
-        """The parsed answer. Raises the errors of teacher_server.http_gateway."""
+        """The parsed answer. Raises the errors of teacher_server.clients.http_gateway."""
         body = self._until_answered(call)
         try:
             return answer.model_validate_json(body or b"{}")

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from teacher_server.protocol import TeacherId
-from teacher_server.roster_file import RosterFile
-from teacher_server.roster_state import App, Lease, RosterState
+from teacher_server.roster.file import RosterFile
+from teacher_server.roster.state import App, Lease, RosterState
 
 LEASE_TTL_S = 120.0
 FORGET_AFTER_S = 24 * 3600.0  # by then the cluster of an expired lease is gone, or it would have swept it

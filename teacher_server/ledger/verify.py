@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from data.errors import DataError
 from data.store import ClipStore
 from data.views import ViewBatch
+from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import TeacherClient
 from teacher_server.errors import LedgerError
-from teacher_server.inprocess import InProcessTeacherClient
-from teacher_server.ledger_segments import Segment
-from teacher_server.ledger_store import Ledger, LedgerHeader
+from teacher_server.ledger.segments import Segment
+from teacher_server.ledger.store import Ledger, LedgerHeader
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherQuery, new_request_id
 

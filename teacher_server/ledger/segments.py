@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from data.atomic import publish_new
 from data.views import VIEW_DTYPE
-from teacher_server.digest_table import DIGEST_DTYPE
+from teacher_server.ledger.digest_table import DIGEST_DTYPE
 
 SUFFIX = ".arrow"
 _SEAL_KEY = b"preceptor.ledger"

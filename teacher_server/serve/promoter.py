@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from teacher_server.errors import GateRefused, LibraryError, TeacherError, TeacherInUse, TeacherUnavailable
-from teacher_server.gate import merge_reports
 from teacher_server.promotion import AliasRequest, GateFloors, GateReport, Promotion
 from teacher_server.protocol import TeacherId
-from teacher_server.replica_state import ReplicaState
-from teacher_server.roster import Proposal, Roster
+from teacher_server.roster.roster import Proposal, Roster
+from teacher_server.serve.gate import merge_reports
+from teacher_server.serve.replica_state import ReplicaState
 
 GATE_ITEMS = 64
 RECHECK_S = 5.0
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class ReplicaGroup(Protocol):
-    """All replicas; see teacher_server.replicas.ServeReplicas. Deadlines are readings of time.monotonic."""
+    """All replicas; see teacher_server.serve.replicas.ServeReplicas. Deadlines are readings of time.monotonic."""
 
     def is_deployed(self) -> bool: ...
     def prepare(self, teacher: TeacherId, deadline: float) -> set[str]: ...

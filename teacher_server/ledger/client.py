@@ -34,8 +34,8 @@ from data.views import ViewBatch
 from teacher_server.answering import StoreCache, parse_views, soften
 from teacher_server.contract import FailedReply, PendingReply, TeacherClient
 from teacher_server.errors import BadQuery, LedgerError, NotInLedger, TeacherError, TeacherUnavailable
-from teacher_server.ledger_segments import Origin
-from teacher_server.ledger_store import (
+from teacher_server.ledger.segments import Origin
+from teacher_server.ledger.store import (
     HEADER,
     Answer,
     Ledger,

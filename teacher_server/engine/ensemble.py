@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_server.card import EnsembleCard
+from teacher_server.engine.teacher import FrozenTeacher, Teacher, TeacherAnswer, check_pixels
 from teacher_server.library import TeacherEntry
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher, Teacher, TeacherAnswer, check_pixels
 
 
 def load_teacher(entry: TeacherEntry, device: str = "cpu", num_threads: int = 1) -> Teacher:

@@ -8,7 +8,7 @@
 - Nothing waits for company: an idle forward thread takes what is there. What a pass holds is decided when that thread
   is free. While it is busy, requests are loaded one by one, so pixels are ready when it comes back.
 - A request is spread over several passes where that fills them, by whole items: an item is never split.
-- Who goes next, who is loaded next and who must leave when the queue is full: teacher_server.fairness.
+- Who goes next, who is loaded next and who must leave when the queue is full: teacher_server.batching.fairness.
 - A request that was cancelled, or whose time ran out, is dropped before it is loaded and before each of its parts is
   run: one that was begun is not continued.
 - An exception of `load` fails that request, one of `run` those that had a part in the pass, and nothing else.
@@ -25,8 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from teacher_server.batching.fairness import FairQueue, Request, Take
 from teacher_server.errors import BadQuery, TeacherOverloaded, TeacherUnavailable
-from teacher_server.fairness import FairQueue, Request, Take
 from teacher_server.protocol import PhaseSeconds
 
 CLOSING = "this replica is closing"

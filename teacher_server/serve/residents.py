@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 import torch
 
+from teacher_server.engine.teacher import Teacher
 from teacher_server.errors import LibraryError, OverBudget, TeacherError, TeacherNotResident, UnknownTeacher
 from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import Teacher
 
 EVICTED = "it was evicted, and is loaded again only for a run that was bound to it, or by a promotion"
 LEAVING = "it is being evicted, ask again"
@@ -216,7 +216,7 @@ def _bytes_on_disk(entry: TeacherEntry) -> int:
 def _compute_alone() -> None:
     """Loading and its self-test take one core at most: the forward pass needs the others.
 
-    torch takes the number over at a thread's first use, so that comes first; see teacher_server.teacher.
+    torch takes the number over at a thread's first use, so that comes first; see teacher_server.engine.teacher.
     """
     torch.get_num_threads()
     torch.set_num_threads(1)

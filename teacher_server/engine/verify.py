@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teacher_server.card import Card, Precision, TeacherCard
-from teacher_server.ensemble import load_teacher
+from teacher_server.engine.ensemble import load_teacher
+from teacher_server.engine.teacher import FrozenTeacher, Teacher, check_pixels
+from teacher_server.engine.weights import load_weights, network_of
 from teacher_server.errors import LibraryError
 from teacher_server.library import TeacherEntry
 from teacher_server.protocol import TeacherId
-from teacher_server.teacher import FrozenTeacher, Teacher, check_pixels
-from teacher_server.weights import load_weights, network_of
 
 MIN_SPEED_UP = 1.2
 MAX_DIFFERENCE = 0.02

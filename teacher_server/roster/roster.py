@@ -30,8 +30,8 @@ from teacher_server.errors import (
 from teacher_server.library import CARD, TeacherEntry, TeacherLibrary
 from teacher_server.promotion import AliasRequest
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
-from teacher_server.roster_leases import LEASE_TTL_S, RosterLeases
-from teacher_server.roster_state import AliasChange, Pending, RosterState, Span, Timeline
+from teacher_server.roster.leases import LEASE_TTL_S, RosterLeases
+from teacher_server.roster.state import AliasChange, Pending, RosterState, Span, Timeline
 
 BLOCK_STEPS = 8  # optimiser steps that share one binding
 ROSTER_FILE = "roster.json"

@@ -7,8 +7,8 @@
     service.release(run)                                # the last lease deletes what a run started
     service.promote(name, version, who); service.rollback(name, who); service.evict(teacher, who)
 
-All of it goes through one named actor, the roster (teacher_server.roster_actor), so that of twenty jobs that start at
-once one deploys. Every call has a time limit; errors arrive as the types of teacher_server.errors.
+All of it goes through one named actor, the roster (teacher_server.serve.roster_actor), so that of twenty jobs that
+start at once one deploys. Every call has a time limit; errors arrive as the types of teacher_server.errors.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from teacher_server.app import DeployOptions
-from teacher_server.client import ServeTeacherClient, one_line, typed_cause
+from teacher_server.clients.serve import ServeTeacherClient, one_line, typed_cause
 from teacher_server.contract import Acquired
 from teacher_server.errors import LibraryError, TeacherUnavailable
 from teacher_server.promotion import AliasRequest, GateFloors, Promotion
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
-from teacher_server.replica_state import ReplicaState
-from teacher_server.roster_actor import roster_handle
+from teacher_server.serve.app import DeployOptions
+from teacher_server.serve.replica_state import ReplicaState
+from teacher_server.serve.roster_actor import roster_handle
 
 __all__ = ["Acquired", "DeployOptions", "TeacherService"]
 

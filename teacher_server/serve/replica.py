@@ -2,7 +2,7 @@
 
 infer(query) ──► resident? ──► check ──► shared? ──► Batcher (merge, render, forward) ──► soften ──► reply
                     │ no                   │ yes: the answer that was made for an equal question
-                    └─► TeacherNotResident, and it is loaded in the background (teacher_server.residents)
+                    └─► TeacherNotResident, and it is loaded in the background (teacher_server.serve.residents)
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from teacher_server.answering import (
     load_pixels,
     make_reply,
 )
-from teacher_server.batching import Batched, Batcher, BatchRecord, Part
-from teacher_server.ensemble import load_teacher
+from teacher_server.batching.batcher import Batched, Batcher, BatchRecord, Part
+from teacher_server.batching.recent import RecentQuestions
+from teacher_server.batching.sharing import SharedAnswers, share_key
+from teacher_server.engine.ensemble import load_teacher
+from teacher_server.engine.teacher import Teacher, TeacherAnswer
 from teacher_server.errors import TeacherError
-from teacher_server.gate import NO_ITEMS, ForwardTime, compare_logits
 from teacher_server.library import TeacherLibrary
-from teacher_server.metrics import ReplicaMetrics
 from teacher_server.promotion import GateReport
 from teacher_server.protocol import PhaseSeconds, TeacherId, TeacherQuery, TeacherReply, new_request_id
-from teacher_server.recent import RecentQuestions
-from teacher_server.replica_state import ReplicaState
-from teacher_server.residents import Residents
-from teacher_server.roster import Roster
-from teacher_server.sharing import SharedAnswers, share_key
-from teacher_server.teacher import Teacher, TeacherAnswer
+from teacher_server.roster.roster import Roster
+from teacher_server.serve.gate import NO_ITEMS, ForwardTime, compare_logits
+from teacher_server.serve.metrics import ReplicaMetrics
+from teacher_server.serve.replica_state import ReplicaState
+from teacher_server.serve.residents import Residents
 
 STUCK_AFTER_S = 300.0
 MAX_SHARED_ANSWERS = 64  # some steps of several students; an answer is logits and features, no pixels
@@ -104,7 +104,7 @@ class Replica:
         return self._batcher.queued_clips
 
     async def infer(self, query: TeacherQuery) -> TeacherReply | TeacherError | DataError:
-        """Answers a question, or returns why not, as teacher_server.client says. A refusal is no exception: Serve
+        """Answers a question, or returns why not, as teacher_server.contract says. A refusal is no exception: Serve
         would log each with its traceback, and overload is when that hurts most."""
         outcome = "failed"
         try:

@@ -12,12 +12,12 @@ from ray import serve
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from teacher_server import app
-from teacher_server.client import APP_NAME, one_line, typed_cause
+from teacher_server.clients.serve import APP_NAME, one_line, typed_cause
 from teacher_server.errors import TeacherUnavailable
 from teacher_server.promotion import GateReport
 from teacher_server.protocol import TeacherId
-from teacher_server.replica_state import ReplicaState
+from teacher_server.serve import app
+from teacher_server.serve.replica_state import ReplicaState
 
 POLL_S = 0.1
 DESCRIBE_LIMIT_S = 10.0
@@ -90,7 +90,7 @@ def _load_and_test(library_root: str, teacher: TeacherId) -> str:
     """Runs in a worker: the roster's own process stays small, and free to answer."""
     from pathlib import Path
 
-    from teacher_server.ensemble import load_teacher
+    from teacher_server.engine.ensemble import load_teacher
     from teacher_server.library import TeacherLibrary
 
     return load_teacher(TeacherLibrary(Path(library_root)).entry(teacher)).digest

@@ -12,13 +12,13 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import ApplicationStatus
 
 from data.errors import DataError
-from teacher_server.client import APP_NAME
+from teacher_server.clients.serve import APP_NAME
 from teacher_server.contract import MAX_QUEUED_CLIPS
 from teacher_server.errors import BadQuery, NoCapacity, TeacherError, TeacherUnavailable
 from teacher_server.promotion import GateReport
 from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply
-from teacher_server.replica_state import ReplicaState
-from teacher_server.scaling import QUEUED_CLIPS
+from teacher_server.serve.replica_state import ReplicaState
+from teacher_server.serve.scaling import QUEUED_CLIPS
 
 POLL_S = 0.1
 CAPACITY_TIMEOUT_S = 10.0  # what another job has just given back shows after some seconds
@@ -55,11 +55,11 @@ class DeployOptions:
 
 
 class TeacherReplica:
-    """What Serve runs: teacher_server.replica.Replica, imported only there. The roster deploys this class and needs
-    no torch for it, which saves seconds at every start of a run."""
+    """What Serve runs: teacher_server.serve.replica.Replica, imported only there. The roster deploys this class and
+    needs no torch for it, which saves seconds at every start of a run."""
 
     def __init__(self, library_root: str, options: DeployOptions) -> None:
-        from teacher_server.replica import Replica
+        from teacher_server.serve.replica import Replica
 
         self._replica = Replica(
             library_root,
@@ -90,7 +90,7 @@ class TeacherReplica:
         return await self._replica.describe()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve asks for this again and again; see teacher_server.scaling."""
+        """Serve asks for this again and again; see teacher_server.serve.scaling."""
         return {QUEUED_CLIPS: float(self._replica.queued_clips)}
 
     def check_health(self) -> None:
@@ -198,7 +198,7 @@ def _autoscaling(options: DeployOptions) -> AutoscalingConfig:
         downscale_delay_s=_DOWNSCALE_DELAY_S,
         look_back_period_s=_LOOK_BACK_S,
         policy=AutoscalingPolicy(
-            policy_function="teacher_server.scaling:ScaleByQueuedClips",
+            policy_function="teacher_server.serve.scaling:ScaleByQueuedClips",
             policy_kwargs={"target_queued_clips": options.target_queued_clips},
         ),
     )

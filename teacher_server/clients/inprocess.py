@@ -14,13 +14,13 @@ from pathlib import Path
 from data.errors import DataError
 from data.store import ClipStore
 from teacher_server.answering import StoreCache, answer_together, check_query, load_pixels, make_reply
-from teacher_server.batching import Part, check_room
+from teacher_server.batching.batcher import Part, check_room
 from teacher_server.contract import MAX_QUEUED_CLIPS, FailedReply, PendingReply
-from teacher_server.ensemble import load_teacher
+from teacher_server.engine.ensemble import load_teacher
+from teacher_server.engine.teacher import Teacher
 from teacher_server.errors import BadQuery, NoReplyYet, TeacherError, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import PhaseSeconds, TeacherId, TeacherQuery, TeacherReply
-from teacher_server.teacher import Teacher
 
 
 class InProcessTeacherClient:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from data.atomic import write_atomic
 from teacher_server.errors import LibraryError, TeacherUnavailable
-from teacher_server.roster_state import RosterState, parse_state
+from teacher_server.roster.state import RosterState, parse_state
 
 LOCK_TIMEOUT_S = 10.0
 

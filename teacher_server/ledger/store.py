@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from data.atomic import TEMPORARY_SUFFIX, publish_new, sync_folder
 from data.render import RENDERER
 from data.views import SCHEMA
-from teacher_server.digest_table import DIGEST_DTYPE, DigestTable
 from teacher_server.errors import LedgerError
-from teacher_server.ledger_segments import (
+from teacher_server.ledger.digest_table import DIGEST_DTYPE, DigestTable
+from teacher_server.ledger.segments import (
     SUFFIX,
     Origin,
     Rows,

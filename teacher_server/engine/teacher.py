@@ -28,12 +28,12 @@ import torch
 from numpy.typing import NDArray
 
 from data.prepare import prepare
-from teacher_server.backbone import FrozenBackbone
 from teacher_server.card import Card, TeacherCard
+from teacher_server.engine.backbone import FrozenBackbone
+from teacher_server.engine.weights import build_teacher_network, load_network
 from teacher_server.errors import BadQuery, LibraryError, TeacherError
 from teacher_server.library import TeacherEntry
 from teacher_server.protocol import TeacherId
-from teacher_server.weights import build_teacher_network, load_network
 from teacher_server.zoo.names import ARCH_VERSION
 from teacher_server.zoo.network import VideoNetwork
 
@@ -57,7 +57,7 @@ class TeacherAnswer:
 class Teacher(Protocol):
     """Whatever answers: one network, or several as one. Threads may share it.
 
-    digest: the teacher digest, 64 hex digits. teacher_server.ensemble.load_teacher makes either kind.
+    digest: the teacher digest, 64 hex digits. teacher_server.engine.ensemble.load_teacher makes either kind.
     """
 
     teacher: TeacherId
@@ -124,7 +124,7 @@ class FrozenTeacher:
         card = entry.card
         if not isinstance(card, TeacherCard):
             raise LibraryError(
-                str(entry.folder), "is an ensemble, not a network: use teacher_server.ensemble.load_teacher"
+                str(entry.folder), "is an ensemble, not a network: use teacher_server.engine.ensemble.load_teacher"
             )
         if card.arch_version != ARCH_VERSION:
             raise LibraryError(

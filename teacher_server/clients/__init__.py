@@ -1,0 +1,1 @@
+"""Asking teachers: over Serve, over HTTP, in this process; retries."""

@@ -1,0 +1,1 @@
+"""Frozen networks that answer: no Ray, no HTTP."""

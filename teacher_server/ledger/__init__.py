@@ -1,0 +1,1 @@
+"""Answers recorded and replayed."""

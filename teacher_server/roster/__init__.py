@@ -1,0 +1,1 @@
+"""Aliases, timelines and leases on disk. Needs neither Ray nor torch."""

@@ -1,0 +1,1 @@
+"""The teachers on Ray Serve: replicas, deployment, promotions."""
