@@ -286,9 +286,9 @@ def main() -> int:
     parts = dict(zip(PARTS, (retention, replay, one_core, equal), strict=True))
     with tempfile.TemporaryDirectory(prefix="pc-bench-", dir="/tmp") as scratch:
         os.environ[VARIABLE] = scratch
-        os.environ["RAY_AUTH_MODE"] = "token"
         bench = Bench(Path(scratch), args.alternations)
         with private_cluster(num_cpus=4, core=TEACHER_CORE):
+            os.environ["RAY_AUTH_MODE"] = "token"  # for the students, which join the cluster
             bench.deploy()
             for name in args.only:
                 parts[name](bench)
