@@ -22,13 +22,11 @@ from services.directory import Directory
 from services.lanes import Lane, on_disconnect
 from services.oip import Encoded, Question, encode_reply, parse_question
 from services.stores import Stores, without_path
-from teacher_server.contract import PendingReply, TeacherClient
+from teacher_server.contract import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE, PendingReply, TeacherClient
 from teacher_server.errors import BadQuery, TeacherError, TeacherNotResident, TeacherUnavailable
 from teacher_server.library import TeacherEntry
 from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply, check_reply, new_request_id
 
-TOKEN_VARIABLE = "PRECEPTOR_TOKEN"
-OPERATOR_TOKEN_VARIABLE = "PRECEPTOR_OPERATOR_TOKEN"
 READY_FOR_S = 1.0
 _LOADING_PAUSE_S = 0.2
 _RUN_OF_OTHERS = "http"  # callers that name no run share one run's part of a busy teacher

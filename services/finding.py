@@ -15,9 +15,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from services.asking import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE
 from services.offline import OfflineControl
-from teacher_server.contract import OperatorControl, TeacherClient
+from teacher_server.contract import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE, OperatorControl, TeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.roster.roster import Roster
 from trainer.config import ConfigError, RunConfig

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.asking import OPERATOR_TOKEN_VARIABLE, GatewayOptions
+from services.asking import GatewayOptions
 from services.errors import Forbidden, GatewayError, Unauthorized
 from services.refusals import to_response
+from teacher_server.contract import OPERATOR_TOKEN_VARIABLE
 
 OPEN_ROUTES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 _MAY_OPERATE = "preceptor.may_operate"

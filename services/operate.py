@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from data.home import teachers_folder
-from services.asking import TOKEN_VARIABLE, GatewayOptions
+from services.asking import GatewayOptions
 from services.directory import Directory, TeacherInfo
+from teacher_server.contract import TOKEN_VARIABLE
 from teacher_server.library import TeacherLibrary
 from teacher_server.roster.roster import Roster
 from teacher_server.roster.state import AliasChange

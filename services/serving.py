@@ -21,9 +21,10 @@ from ray.serve.exceptions import RayServeException
 from ray.util.metrics import Counter, Histogram
 
 from data.home import stores_folder, teachers_folder
-from services.asking import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE, GatewayOptions
+from services.asking import GatewayOptions
 from services.gateway import create_app
 from teacher_server.clients.serve import APP_NAME, ServeTeacherClient, one_line
+from teacher_server.contract import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE
 from teacher_server.errors import BadQuery, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId

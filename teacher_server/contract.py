@@ -12,15 +12,20 @@ UnknownTeacher, LibraryError, StoreError (repeating would not help). `submit` it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Protocol
 
 from data.errors import DataError
-from teacher_server.errors import TeacherError
+from teacher_server.errors import NoReplyYet, TeacherError, TeacherUnavailable
 from teacher_server.promotion import GateFloors, Promotion
 from teacher_server.protocol import Binding, TeacherId, TeacherQuery, TeacherRef, TeacherReply
 
 MAX_QUEUED_CLIPS = 2048
+TOKEN_VARIABLE = "PRECEPTOR_TOKEN"
+"""Environment variable of the bearer token that callers over HTTP show."""
+OPERATOR_TOKEN_VARIABLE = "PRECEPTOR_OPERATOR_TOKEN"
+"""That of those who change teachers."""
 
 
 class PendingReply(Protocol):
@@ -106,6 +111,27 @@ class OperatorControl(Protocol):
         Raises TeacherInUse when an alias or a live run needs it.
         """
         ...
+
+
+class FutureReply:
+    """A pending reply that a thread of this process is going to give."""
+
+    def __init__(self, teacher: TeacherId, future: Future[TeacherReply]) -> None:
+        self._teacher = teacher
+        self._future = future
+
+    def result(self, timeout_s: float) -> TeacherReply:
+        """As PendingReply.result."""
+        try:
+            return self._future.result(timeout_s)
+        except CancelledError:
+            raise TeacherUnavailable(str(self._teacher), 0.0, "the question was cancelled") from None
+        except TimeoutError:
+            raise NoReplyYet(str(self._teacher), timeout_s, "no reply yet") from None
+
+    def cancel(self) -> None:
+        """As PendingReply.cancel."""
+        self._future.cancel()
 
 
 class FailedReply:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from teacher_server.clients.http import HttpRunControl, HttpTeacherClient
 from teacher_server.clients.inprocess import InProcessTeacherClient
-from teacher_server.contract import TeacherClient
+from teacher_server.contract import TOKEN_VARIABLE, TeacherClient
 from teacher_server.ledger.client import LedgerClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.roster.roster import Roster
@@ -22,8 +22,6 @@ from teacher_server.serve.deployment import TeacherService
 from trainer.plan import Plan
 from trainer.teaching import BoundTeacher, InputKind
 from trainer.timeline import Binder, BlockControl
-
-TOKEN_VARIABLE = "PRECEPTOR_TOKEN"
 
 
 def token_from_environment() -> str | None:

@@ -13,16 +13,15 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import CancelledError, Future
 
 import httpx
 
 from teacher_server.clients.http_control import HttpOperatorControl, HttpRunControl
 from teacher_server.clients.http_gateway import CONNECT_TIMEOUT_S, KEEPALIVE_S, Gateway, segment
 from teacher_server.clients.wire import JSON_LENGTH_HEADER, InferBody, decode_reply, encode_query
-from teacher_server.contract import FailedReply, PendingReply
-from teacher_server.errors import BadReply, NoReplyYet, TeacherUnavailable
-from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply
+from teacher_server.contract import FailedReply, FutureReply, PendingReply
+from teacher_server.errors import BadReply, TeacherUnavailable
+from teacher_server.protocol import TeacherQuery, TeacherReply
 
 __all__ = ["HttpOperatorControl", "HttpRunControl", "HttpTeacherClient"]
 
@@ -62,7 +61,7 @@ class HttpTeacherClient:
         with self._lock:
             if self._closed:
                 return FailedReply(TeacherUnavailable(str(query.teacher), 0.0, "this client is closed"))
-            return _HttpPending(query.teacher, asyncio.run_coroutine_threadsafe(self._ask(query), self._loop))
+            return FutureReply(query.teacher, asyncio.run_coroutine_threadsafe(self._ask(query), self._loop))
 
     def close(self) -> None:
         """Cancels what is under way, closes the connections and ends the thread. Closing twice does no harm."""
@@ -142,20 +141,3 @@ class HttpTeacherClient:
 async def _stream(body: InferBody) -> AsyncIterator[bytes]:
     for piece in body.pieces():
         yield piece  # type: ignore[misc] # the transport takes any buffer; bytes() would copy the pixels
-
-
-class _HttpPending:
-    def __init__(self, teacher: TeacherId, future: Future[TeacherReply]) -> None:
-        self._teacher = teacher
-        self._future = future
-
-    def result(self, timeout_s: float) -> TeacherReply:
-        try:
-            return self._future.result(timeout_s)
-        except CancelledError:
-            raise TeacherUnavailable(str(self._teacher), 0.0, "the question was cancelled") from None
-        except TimeoutError:
-            raise NoReplyYet(str(self._teacher), timeout_s, "no reply yet") from None
-
-    def cancel(self) -> None:
-        self._future.cancel()

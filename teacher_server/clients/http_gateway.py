@@ -19,11 +19,10 @@ from urllib.parse import quote
 
 import httpx
 
+from teacher_server.contract import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE
 from teacher_server.errors import BadQuery, BadReply, NoReplyYet, TeacherError, TeacherUnavailable
 from teacher_server.wire_errors import from_json
 
-TOKEN_VARIABLE = "PRECEPTOR_TOKEN"
-OPERATOR_TOKEN_VARIABLE = "PRECEPTOR_OPERATOR_TOKEN"
 CONNECT_TIMEOUT_S = 5.0
 # Below the 5 s after which uvicorn ends an idle connection, so that a question is seldom sent into one that just ended.
 KEEPALIVE_S = 4.0

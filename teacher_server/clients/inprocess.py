@@ -8,17 +8,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.errors import DataError
 from data.store import ClipStore
 from teacher_server.answering import StoreCache, answer_together, check_query, load_pixels, make_reply
 from teacher_server.batching.batcher import Part, check_room
-from teacher_server.contract import MAX_QUEUED_CLIPS, FailedReply, PendingReply
+from teacher_server.contract import MAX_QUEUED_CLIPS, FailedReply, FutureReply, PendingReply
 from teacher_server.engine.ensemble import load_teacher
 from teacher_server.engine.teacher import Teacher
-from teacher_server.errors import BadQuery, NoReplyYet, TeacherError, TeacherUnavailable
+from teacher_server.errors import BadQuery, TeacherError, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import PhaseSeconds, TeacherId, TeacherQuery, TeacherReply
 
@@ -64,7 +64,7 @@ class InProcessTeacherClient:
             self._free(clips)
             return FailedReply(TeacherUnavailable(str(query.teacher), 0.0, "this client is closed"))
         future.add_done_callback(lambda _: self._free(clips))
-        return _InProcessPending(query.teacher, future)
+        return FutureReply(query.teacher, future)
 
     def close(self) -> None:
         """Cancels what was not begun and waits for what was."""
@@ -95,20 +95,3 @@ class InProcessTeacherClient:
         if teacher not in self._teachers:
             self._teachers[teacher] = load_teacher(self._library.entry(teacher), self._device, self._num_threads)
         return self._teachers[teacher]
-
-
-class _InProcessPending:
-    def __init__(self, teacher: TeacherId, future: Future[TeacherReply]) -> None:
-        self._teacher = teacher
-        self._future = future
-
-    def result(self, timeout_s: float) -> TeacherReply:
-        try:
-            return self._future.result(timeout_s)
-        except CancelledError:
-            raise TeacherUnavailable(str(self._teacher), 0.0, "the question was cancelled") from None
-        except TimeoutError:
-            raise NoReplyYet(str(self._teacher), timeout_s, "no reply yet") from None
-
-    def cancel(self) -> None:
-        self._future.cancel()
