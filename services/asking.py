@@ -76,13 +76,13 @@ class Asking:
 
         Raises the errors that services.errors lists.
         """
-        with self._lane.place():
+        with self._lane.place() as place:
             body = await read_body(
                 request, max_bytes=self._options.max_body_bytes, timeout_s=self._options.body_timeout_s
             )
             patience = _Patience()
             async with on_disconnect(request, patience.give_up):
-                return await self._lane.run_in_place(self._answer, teacher, body, json_length, patience)
+                return await place.run(self._answer, teacher, body, json_length, patience)
 
     def _answer(self, teacher: str, body: memoryview, json_length: str | None, patience: _Patience) -> Encoded:
         """Blocks; runs in a thread."""

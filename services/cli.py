@@ -38,7 +38,7 @@ def serve(
     Example: preceptor serve --replicas 1 --max-replicas 3
 
     Args:
-        host: address of the HTTP gateway; any but this machine's loopback needs a token in PRECEPTOR_TOKEN.
+        host: address of the HTTP gateway; any but this machine's loopback needs one of the tokens.
         port: of the HTTP gateway.
         replicas: of the teachers; the least there are when their number adapts.
         max_replicas: most replicas that Serve may add while questions queue up; 0 keeps their number fixed.
@@ -61,7 +61,7 @@ def stop() -> None:
     stop_serving()
 
 
-def export_metrics(host: str = "127.0.0.1", port: int = 9109) -> None:
+def export_metrics(host: str = "127.0.0.1", port: int = 9109, public: bool = False) -> None:
     """Export aliases, versions, runs and stores under PRECEPTOR_HOME for Prometheus.
 
     Example: preceptor export-metrics --port 9109
@@ -69,10 +69,11 @@ def export_metrics(host: str = "127.0.0.1", port: int = 9109) -> None:
     Args:
         host: address to listen on.
         port: 0 takes a free one and prints it.
+        public: let whoever reaches the host read them, without a token; any host but loopback needs this.
     """
     from services.exporter import main as export
 
-    export(host, port)
+    export(host, port, public=public)
 
 
 def demo_data(size: Literal["demo", "full", "tiny"] = "demo") -> None:

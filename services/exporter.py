@@ -1,6 +1,6 @@
 """The state of an installation as Prometheus metrics: what lies on disk, read anew at every scrape.
 
-python -m services.exporter [--host 127.0.0.1] [--port 9109]      http://127.0.0.1:9109/metrics
+python -m services.exporter [--host 127.0.0.1] [--port 9109] [--public]      http://127.0.0.1:9109/metrics
 
 preceptor_alias_version      {alias}                 the version that an alias points to
 preceptor_teacher_versions   {teacher}               versions in the library
@@ -13,7 +13,8 @@ preceptor_store_bytes        {store}                 size of all segments
 preceptor_damaged            {kind}                  things of that kind that cannot be read
 preceptor_read_seconds                               what this reading took
 
-Runs and stores live in files, not in a Ray cluster, so this is a process of its own. It needs no Ray.
+Prometheus scrapes it without a token, so an address that other machines reach wants --public. Runs and stores live in
+files, not in a Ray cluster, so this is a process of its own. It needs no Ray.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from prometheus_client.registry import Collector
 
 from data.errors import DataError
 from data.home import runs_folder, stores_folder, teachers_folder
+from services.operate import is_loopback
 from services.state import StateReader
+from trainer.config import ConfigError
 
 _POLL_S = 1.0
 KINDS = ("roster", "teacher", "run", "store")
@@ -127,17 +130,28 @@ def serve_metrics(folders: Folders, host: str, port: int) -> None:
     thread.join(timeout=_POLL_S)
 
 
-def main(host: str = "127.0.0.1", port: int = 9109) -> None:
+def main(host: str = "127.0.0.1", port: int = 9109, *, public: bool = False) -> None:
     """Export aliases, versions, runs and stores under PRECEPTOR_HOME for Prometheus.
 
     Args:
         host: address to listen on. The metrics name runs, teachers and stores.
         port: 0 takes a free one and prints it.
+        public: let whoever reaches the host read them, without a token; any host but loopback needs this.
     """
     try:
+        check_public(host, public=public)
         serve_metrics(Folders(teachers_folder(), runs_folder(), stores_folder()), host, port)
-    except (DataError, OSError) as error:
+    except (DataError, ConfigError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def check_public(host: str, *, public: bool) -> None:
+    """Raises ConfigError unless only this machine reaches the address, or that is what was asked for."""
+    if not public and not is_loopback(host):
+        raise ConfigError(
+            f"--host {host} can be reached from other machines, and metrics are served without a token: repeat with "
+            "--public if whoever reaches it may read the names of runs, teachers and stores, or use 127.0.0.1"
+        )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from data.home import runs_folder
+from teacher_server.card import TeacherCard
 from teacher_server.importers.errors import ImportRefused
 from teacher_server.importers.layouts import shortened
 from teacher_server.importers.wishes import Wishes
-from teacher_server.library import TeacherLibrary
+from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId
 from trainer.config import ConfigError
 
@@ -51,7 +53,7 @@ def import_teacher(
     Raises ImportRefused, ConfigError or TeacherError; the library is then as it was.
     """
     if source.startswith(RUN_PREFIX):
-        return _import_run(source.removeprefix(RUN_PREFIX), name, wishes, library)
+        return _import_run(source.removeprefix(RUN_PREFIX), name, wishes, library, mode)
     from teacher_server.importers.install import install, with_best_precision
     from teacher_server.importers.plan import make_plan
     from teacher_server.importers.source import read_source
@@ -59,7 +61,7 @@ def import_teacher(
     read = read_source(Path(source), trust_pickle=mode.trust_pickle)
     plan = make_plan(read, wishes, f"preceptor teacher import {read.file}")
     console = Console()
-    console.print(_table(f"{source} as {name}", plan, read))
+    console.print(_table(f"{source} as {name}", _rows_of_file(plan, read)))
     if wishes.precision == "auto" and not mode.dry_run:
         plan = with_best_precision(plan, mode.device)
     for note in plan.notes:
@@ -67,39 +69,75 @@ def import_teacher(
     return None if mode.dry_run else install(plan, name, library, mode.device)
 
 
-def _table(title: str, plan: ImportPlan, source: Source) -> Table:
-    """What the weights were taken for."""
-    card = plan.card
-    rows = {
+def _rows_of_file(plan: ImportPlan, source: Source) -> dict[str, str]:
+    return {
         "names": f"{plan.layout.name}, {len(plan.tensors)} tensors",
-        "network": f"{card.arch}, width {card.width:g}, {card.feature_size} features",
-        "head": f"{card.head}, {len(card.classes)} classes: {shortened(card.classes)}",
-        "input": f"{card.modality}, {card.clip_len} frames of {card.crop}x{card.crop}",
-        "mean, std": f"{card.mean}, {card.std}",
+        **_rows_of_card(plan.card),
         "dropped": shortened(plan.dropped) or "nothing",
         "unused": shortened((*plan.unused, *source.left_out)) or "nothing",
         "sha256": source.sha256,
     }
+
+
+def _rows_of_run(entry: TeacherEntry, card: TeacherCard) -> dict[str, str]:
+    made = card.provenance
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in sorted(made.metrics.items()))
+    return {
+        **_rows_of_card(card),
+        "trained": f"{made.steps} steps on store {made.store_fingerprint[:12]}",
+        "metrics": metrics or "none",
+        "sha256": entry.weights_sha256,
+    }
+
+
+def _rows_of_card(card: TeacherCard) -> dict[str, str]:
+    return {
+        "network": f"{card.arch}, width {card.width:g}, {card.feature_size} features",
+        "head": f"{card.head}, {len(card.classes)} classes: {shortened(card.classes)}",
+        "input": f"{card.modality}, {card.clip_len} frames of {card.crop}x{card.crop}",
+        "mean, std": f"{card.mean}, {card.std}",
+    }
+
+
+def _table(title: str, rows: dict[str, str]) -> Table:
+    """What the weights were taken for."""
     table = Table("what", "taken for", title=Text(title))
     for what, taken_for in rows.items():
         table.add_row(what, Text(taken_for))  # names in a file are no markup
     return table
 
 
-def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary) -> TeacherId:
-    """A student of this project: its run says all that the card needs."""
+def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary, mode: ImportMode) -> TeacherId | None:
+    """A student of this project: its run says all that the card needs. It is tried in a library of its own first."""
+    from teacher_server.engine.teacher import FrozenTeacher
     from trainer.errors import CheckpointError
     from trainer.export import export_teacher
     from trainer.runs import RunFolder
 
+    source = f"{RUN_PREFIX}{run_id}"
+    _refuse_flags_of_files(source, wishes, mode)
+    folder = RunFolder(runs_folder() / run_id)
+    if not folder.config.is_file():
+        raise ImportRefused(source, f"there is no such run under {runs_folder()}")
+    with tempfile.TemporaryDirectory(prefix="preceptor-import-") as scratch:
+        trial = TeacherLibrary(Path(scratch))
+        try:
+            entry = trial.entry(export_teacher(folder, name, trial, f"preceptor teacher import {source}"))
+        except CheckpointError as error:
+            raise ImportRefused(source, str(error)) from None
+        assert isinstance(entry.card, TeacherCard)  # a student is one network
+        Console().print(_table(f"{source} as {name}", _rows_of_run(entry, entry.card)))
+        if mode.dry_run:
+            return None
+        FrozenTeacher.load(entry, mode.device)  # tests itself
+        return library.add(name, entry.card, entry.weights)
+
+
+def _refuse_flags_of_files(source: str, wishes: Wishes, mode: ImportMode) -> None:
+    """Raises ConfigError for what means something for files only."""
     if wishes != Wishes():
         changed = [f.name for f in dataclasses.fields(Wishes) if getattr(wishes, f.name) != f.default]
         flags = ", ".join("--" + field.replace("_", "-") for field in changed)
-        raise ConfigError(f"the card of {RUN_PREFIX}{run_id} comes from the run: leave out {flags}")
-    folder = RunFolder(runs_folder() / run_id)
-    if not folder.config.is_file():
-        raise ImportRefused(f"{RUN_PREFIX}{run_id}", f"there is no such run under {runs_folder()}")
-    try:
-        return export_teacher(folder, name, library, f"preceptor teacher import {RUN_PREFIX}{run_id}")
-    except CheckpointError as error:
-        raise ImportRefused(f"{RUN_PREFIX}{run_id}", str(error)) from None
+        raise ConfigError(f"the card of {source} comes from the run: leave out {flags}")
+    if mode.trust_pickle:
+        raise ConfigError(f"{source} holds no pickle, a run's checkpoints are safetensors: leave out --trust-pickle")

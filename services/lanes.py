@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.requests import Request
 
@@ -21,46 +22,69 @@ _T = TypeVar("_T")
 
 
 class Lane:
-    """At most `limit` pieces of work at a time; one more is refused at once. Used by one event loop."""
+    """At most `limit` pieces of work at a time; one more is refused at once."""
 
     def __init__(self, what: str, limit: int) -> None:
         self._what = what
         self._limit = limit
-        self._taken = 0
+        self._free = threading.Semaphore(limit)  # threads give places back too
         self._threads = ThreadPoolExecutor(limit, thread_name_prefix=what)
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """Holds one of the places. Raises GatewayBusy when all are taken."""
-        if self._taken >= self._limit:
+    def place(self) -> Iterator[Place]:
+        """Holds one of the places: while inside, and for as long as a thread works in it, which no cancellation ends.
+
+        Raises GatewayBusy when all are taken.
+        """
+        if not self._free.acquire(blocking=False):
             raise GatewayBusy(f"{self._limit} {self._what} are under way, which is the limit: ask again later")
-        self._taken += 1
+        place = Place(self._threads)
         try:
-            yield
+            yield place
         finally:
-            self._taken -= 1
+            place.call_when_idle(self._free.release)
 
     async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Calls it in a thread, in a place of its own."""
-        with self.place():
-            return await self.run_in_place(function, *args, **kwargs)
-
-    async def run_in_place(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """The same for a caller that holds a place already."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        with self.place() as place:
+            return await place.run(function, *args, **kwargs)
 
     def close(self) -> None:
         """What has not begun never will."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+class Place:
+    """One of a lane's places, for one piece of work."""
+
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        self._threads = threads
+        self._work: Future[Any] | None = None
+
+    async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Calls it in a thread. Cancelling the wait does not end the thread."""
+        work = self._threads.submit(function, *args, **kwargs)
+        self._work = work
+        return await asyncio.wrap_future(work)
+
+    def call_when_idle(self, function: Callable[[], None]) -> None:
+        """Now, or from the thread that works still once it has ended."""
+        if self._work is None:
+            function()
+        else:
+            self._work.add_done_callback(lambda _: function())
+
+
 @contextlib.asynccontextmanager
 async def on_disconnect(request: Request, give_up: Callable[[], None]) -> AsyncIterator[None]:
-    """While inside, `give_up` is called when the client goes away. The request's body must have been read."""
+    """While inside, `give_up` is called when the client goes away, and when the task is cancelled because it did. The
+    request's body must have been read."""
     watch = asyncio.create_task(_watch(request, give_up))
     try:
         yield
+    except asyncio.CancelledError:
+        asyncio.get_running_loop().run_in_executor(None, give_up)  # nobody is left to wait for it
+        raise
     finally:
         watch.cancel()
 

@@ -42,6 +42,7 @@ class OfflineControl(OperatorControl):
         return 0
 
     def _move(self, request: AliasRequest, floors: GateFloors) -> Promotion:
+        self._roster.abort_all(_APP)  # a command that was killed in the middle left its proposal pending
         proposal = self._roster.begin(request, _APP)
         if proposal.settled:
             return Promotion(proposal.teacher, proposal.previous)

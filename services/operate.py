@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -18,13 +19,19 @@ from rich.text import Text
 from data.home import teachers_folder
 from services.asking import GatewayOptions
 from services.directory import Directory, TeacherInfo
-from teacher_server.contract import TOKEN_VARIABLE
+from teacher_server.contract import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE
 from teacher_server.library import TeacherLibrary
 from teacher_server.roster.roster import Roster
 from teacher_server.roster.state import AliasChange
 from trainer.config import ConfigError, RunConfig
 
+if TYPE_CHECKING:
+    from services.serving import HttpAddress
+
 _POLL_S = 0.5
+_SET_A_TOKEN = (
+    f"set a token in {TOKEN_VARIABLE} (or in {OPERATOR_TOKEN_VARIABLE} alone, which every request then needs)"
+)
 
 
 @dataclass(frozen=True)
@@ -59,16 +66,16 @@ def serve_until_stopped(options: ServeOptions) -> None:
     from trainer.cluster import connected
 
     with connected(config) as cluster:
-        _deploy(options, gateway)
-        print(f"gateway  http://{options.host}:{options.port}/v1/teachers  (ready: /readyz)", flush=True)
+        address = deploy(options, gateway)
+        print(f"gateway  {address.url}/v1/teachers  (ready: /readyz)", flush=True)
         print("swap     preceptor teacher promote NAME VERSION  (what there is: preceptor teacher list)", flush=True)
         if not cluster.private:
             print("it runs on the cluster until `preceptor stop`", flush=True)
             return
         import ray
 
-        address = ray.get_runtime_context().gcs_address
-        print(f"cluster  RAY_AUTH_MODE=token RAY_ADDRESS={address} python trainer/run.py", flush=True)
+        cluster_address = ray.get_runtime_context().gcs_address
+        print(f"cluster  RAY_AUTH_MODE=token RAY_ADDRESS={cluster_address} python trainer/run.py", flush=True)
         print("Ctrl-C ends it", flush=True)
         wait_for_signal()
         print("ending", flush=True)
@@ -134,10 +141,18 @@ def table_of(teachers: Sequence[TeacherInfo]) -> Table:
 
 
 def check_address(host: str, *, has_token: bool) -> None:
-    """Raises ConfigError unless the address is loopback or there is a token."""
+    """Raises ConfigError unless the address is loopback or there is a token. An operator's token alone is enough:
+    services.guards then wants it for everything."""
     if not has_token and not is_loopback(host):
+        raise ConfigError(f"--host {host} can be reached from other machines: {_SET_A_TOKEN}, or use 127.0.0.1")
+
+
+def check_running_address(address: HttpAddress, *, has_token: bool) -> None:
+    """The same for where Serve really listens: one that ran already keeps its address, whatever --host says."""
+    if not has_token and not is_loopback(address.host):
         raise ConfigError(
-            f"--host {host} can be reached from other machines: set a token in {TOKEN_VARIABLE}, or use 127.0.0.1"
+            f"Serve runs on this cluster already and listens on {address.host}:{address.port}, which can be reached "
+            f"from other machines: {_SET_A_TOKEN}; --host does not move it, and nothing was deployed"
         )
 
 
@@ -171,12 +186,17 @@ def wait_for_signal() -> None:
         pass
 
 
-def _deploy(options: ServeOptions, gateway: GatewayOptions) -> None:
-    """HTTP first: Serve takes its options from whoever starts it, and the roster starts it without."""
+def deploy(options: ServeOptions, gateway: GatewayOptions) -> HttpAddress:
+    """Deploys teachers and gateway on the cluster that this process is connected to; where Serve listens.
+
+    HTTP first: Serve takes its options from whoever starts it, and the roster starts it without. Raises ConfigError,
+    with everything left as it was, for a Serve that other machines reach when there is no token.
+    """
     from services.serving import deploy_gateway, start_http
     from teacher_server.serve.deployment import DeployOptions, TeacherService
 
-    start_http(options.host, options.port)
+    address = start_http(options.host, options.port)
+    check_running_address(address, has_token=gateway.has_token)
     TeacherService.connect(teachers_folder()).deploy(
         DeployOptions(
             num_replicas=options.replicas,
@@ -187,3 +207,4 @@ def _deploy(options: ServeOptions, gateway: GatewayOptions) -> None:
         )
     )
     deploy_gateway(teachers_folder(), gateway)
+    return address

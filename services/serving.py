@@ -10,6 +10,7 @@ deployment that the roster would; the roster then finds an app without leases, w
 from __future__ import annotations
 
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.util.metrics import Counter, Histogram
 
@@ -102,8 +104,22 @@ def gateway_application(library_root: Path, stores_root: Path, options: GatewayO
     return decorate(Gateway).bind(str(library_root), str(stores_root), options)
 
 
-def start_http(host: str, port: int) -> None:
-    """Starts Serve with its HTTP proxy on this node; a Serve that runs already is left as it is.
+@dataclass(frozen=True)
+class HttpAddress:
+    """Where Serve's HTTP proxy listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Without a path."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+
+def start_http(host: str, port: int) -> HttpAddress:
+    """Starts Serve with its HTTP proxy on this node; a Serve that runs already is left as it is, whatever it listens
+    on, and this is what is returned.
 
     Raises ConfigError when that one has no HTTP, which cannot be changed while it runs.
     """
@@ -113,6 +129,8 @@ def start_http(host: str, port: int) -> None:
             "Serve runs without HTTP on this cluster, because a training run started it: wait until the runs have "
             "ended and `serve shutdown` it, or use another cluster; `preceptor serve` comes before the runs"
         )
+    found = _get_global_client().http_config  # Ray has no public way to read what a running Serve listens on
+    return HttpAddress(str(found.host), found.port)
 
 
 def deploy_gateway(library_root: Path, options: GatewayOptions, stores_root: Path | None = None) -> None:

@@ -52,6 +52,12 @@ class Collective:
             dist.all_reduce(values)
         return values
 
+    def gather_number(self, number: int) -> list[int]:
+        """One number of each worker, in rank order; below 2**63."""
+        if self.world == 1:
+            return [number]
+        return [int(part) for part in self._gather(torch.tensor([number], dtype=torch.int64))]
+
     def any(self, flag: bool) -> bool:
         """Whether it is true on any worker, so that all of them stop at the same step."""
         if self.world == 1:

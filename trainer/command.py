@@ -12,7 +12,7 @@ from rich.console import Console
 
 from data.errors import DataError
 from data.home import runs_folder, store_path
-from teacher_server.errors import TeacherError
+from teacher_server.errors import RetryableTeacherError, TeacherError
 from trainer.config import NO_TEACHER, ConfigError, RunConfig, load_recipe
 from trainer.errors import CheckpointError, TrainingFailed
 
@@ -42,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
     errors = _plain_console(stderr=True)
     try:
         return _run(parse(argv), _plain_console())
+    except RetryableTeacherError as error:  # the service or its gateway is away, or did not start in time
+        errors.print(f"error: {error}")
+        return EXIT_CODES["teacher_unavailable"]
     except (ConfigError, DataError, TeacherError, CheckpointError) as error:
         errors.print(f"error: {error}")
         return _BAD_INPUT
@@ -91,7 +94,7 @@ def _run(command: Command, console: Console) -> int:
         return 0
     from trainer.runs import choose_run
 
-    run = choose_run(runs_folder(), config)
+    run = choose_run(runs_folder(), config, plan.identity)
     with run.locked():
         return _train(plan, run, console)
 

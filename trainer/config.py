@@ -22,7 +22,7 @@ from teacher_server.zoo.names import ARCHITECTURES
 NO_TEACHER = "none"
 _SMALLEST_CROP = 32
 _LARGEST_WIDTH = 4.0
-_DO_NOT_IDENTIFY = (  # they change how a run is done, and no number of it
+_DO_NOT_IDENTIFY = (  # they change how a run is done, and no number of it; of a timeline the content counts: Plan
     "run_id", "resume", "log_views", "checkpoint_every", "prefetch", "teacher_timeout_s", "teacher_budget_s",
     "teacher_transport", "gateway", "teacher_input", "teacher_replicas", "teacher_max_replicas", "teacher_cpus",
     "teacher_gpus", "teacher_memory_mb", "teacher_weight", "on_teacher_loss", "ledger", "teacher_timeline",
@@ -134,7 +134,8 @@ class RunConfig:
     teacher_weight: float = 1.0
     """Share of a busy replica that this run gets, relative to other runs."""
     teacher_timeline: str = ""
-    """Replay the teacher versions of another run: its result.json, or a JSON list of {first_step, teacher, digest}."""
+    """Replay the teacher versions of another run: its result.json, or a JSON list of {first_step, teacher, digest}. Its
+    content is one of the run's settings: a run goes on with the same timeline only, and without one likewise."""
     on_teacher_loss: Literal["wait", "skip", "replay"] = "wait"
     """When no teacher answers within its budget. wait: save and end. skip: train without the distillation term and
     count it. replay: go on with what the ledger holds."""

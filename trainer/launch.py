@@ -27,6 +27,10 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from teacher_server.clients.http import HttpRunControl
+from teacher_server.clients.serve import APP_NAME
+from teacher_server.errors import TeacherError
+from teacher_server.library import TeacherLibrary
+from teacher_server.roster.roster import Roster
 from teacher_server.serve.deployment import DeployOptions, TeacherService
 from trainer.checkpoint import newest_step
 from trainer.cluster import Cluster, check_free, connected
@@ -65,7 +69,7 @@ def launch(plan: Plan, run: RunFolder, progress: Progress) -> Outcome:
     run.stop_request.unlink(missing_ok=True)
     config = plan.config
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(connected(config)) if config.num_workers > 0 or config.may_deploy else None
+        cluster = stack.enter_context(_cluster(plan)) if config.num_workers > 0 or config.may_deploy else None
         stack.enter_context(_stop_on_signals(run))
         input_kind, check = stack.enter_context(_teachers(plan, run, cluster))
         job = _Job(plan, run.path, input_kind, token_from_environment())
@@ -74,6 +78,30 @@ def launch(plan: Plan, run: RunFolder, progress: Progress) -> Outcome:
         gpus = config.num_workers if plan.device == "cuda" else 0
         check_free(f"a run of {config.num_workers} worker(s)", CPU=config.num_workers * config.threads, GPU=gpus)
         return _fit_and_follow(job, run, progress, check)
+
+
+@contextlib.contextmanager
+def _cluster(plan: Plan) -> Iterator[Cluster]:
+    """As cluster.connected; takes out of the roster file what a private cluster with teachers leaves in it."""
+    private: list[Cluster] = []
+    try:
+        with connected(plan.config) as cluster:
+            private += [cluster] if cluster.private and plan.config.may_deploy else []
+            yield cluster
+    finally:
+        for ended in private:
+            _forget_cluster(plan.library_root, ended)
+
+
+def _forget_cluster(library_root: Path, ended: Cluster) -> None:
+    """The app of a cluster that has ended, and its leases: until they run out, a promotion beside another live run
+    would find two clusters that serve the library. Fails in silence, because then they run out."""
+    app = f"{ended.node_id}/{APP_NAME}"  # as serve.roster_actor calls it: this process is on the head node
+    with contextlib.suppress(TeacherError, OSError):
+        roster = Roster(TeacherLibrary(library_root))
+        for run_id in roster.leases(app):
+            roster.release(run_id)
+        roster.forget_app(app)
 
 
 @contextlib.contextmanager
@@ -116,7 +144,7 @@ def _teachers(plan: Plan, run: RunFolder, cluster: Cluster | None) -> Iterator[t
                 remote.release()
         return
     with _service_lease(plan, run) as lease:
-        if cluster.private:  # it ends with everything on it: nothing to release
+        if cluster.private:  # it ends with everything on it, and then its leases are forgotten
             yield _input_kind(config, all_here=config.teacher_gpus == 0), lease.check
             return
         replicas = lease.wait().describe()

@@ -84,5 +84,6 @@ class TeacherLease(Generic[_Control]):
             self._ready.set()
         while not self._ended.wait(LEASE_TTL_S / 4):
             with contextlib.suppress(TeacherError):  # tried again; binding a block of steps renews as well
-                if not self._control.renew(self._run_id):  # expired, after a long stall of this machine
+                held = self._control.renew(self._run_id)
+                if not held and not self._ended.is_set():  # expired, after a long stall, and not just released
                     self._acquire(self._control)

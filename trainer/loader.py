@@ -73,7 +73,13 @@ class TeacherSignal(Protocol):
         a ledger alone answers and has nothing."""
 
     def flush(self) -> None:
-        """Makes durable what was recorded of the answers so far."""
+        """Makes durable what was recorded of the answers so far. Raises LedgerError when that cannot be."""
+
+    def ask_roster_again(self) -> None:
+        """Another worker is bound to another version: the next block is asked about, whatever failed before."""
+
+    def stop(self) -> None:
+        """Ends a `put` that waits; called from another thread, when no step is wanted any more."""
 
     def close(self) -> None:
         """Drops what is in flight."""
@@ -142,6 +148,8 @@ class Loader:
     def close(self) -> None:
         """Ends the producer thread."""
         self._closed.set()
+        if self._teacher is not None:
+            self._teacher.stop()
         self._producer.join(timeout=10.0)
 
     def __iter__(self) -> Iterator[LoadedStep]:

@@ -16,6 +16,7 @@ import torch
 
 from data.store import ClipStore
 from teacher_server.errors import LedgerError, NotInLedger, TeacherError, TeacherUnavailable
+from trainer.agreement import OneVersion, check_same_start
 from trainer.checkpoint import (
     load_newest,
     newest_step,
@@ -38,6 +39,7 @@ from trainer.step import StepNumbers, train_step
 from trainer.timeline import TimelineEntry
 
 _ANOTHER_WORKER = "another worker's teacher is away"
+_ANOTHER_LEDGER = "another worker's ledger cannot be written"
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Trainer:
 
     def _run(self) -> Outcome:
         first = load_newest(self.run_folder.checkpoints, self.state, self._fixed())
+        check_same_start(first, self.collective)
         unavailable = self._restore_timeline(first)
         if unavailable:
             return Outcome("teacher_unavailable", first, unavailable)
@@ -127,6 +130,7 @@ class Trainer:
 
     def _train(self, first: int) -> Outcome:
         stop = self.sampler.total_steps
+        of_one_version = OneVersion(self.teacher, self.collective)
         with Loader(
             self.sampler,
             self.store,
@@ -147,12 +151,14 @@ class Trainer:
                     self._save(step)
                     return Outcome("teacher_unavailable", step, str(unavailable or _ANOTHER_WORKER))
                 assert loaded is not None
-                self._one_step(loaded, began)
+                self._one_step(of_one_version(loaded), began)
                 stopping = self.collective.any(self.should_stop())
                 if self.sampler.ends_epoch(step):
                     self._end_epoch(step)
                 if self._is_checkpoint(step) or stopping:
-                    self._save(step + 1)
+                    unwritten = self._save(step + 1)
+                    if unwritten:
+                        return Outcome("teacher_unavailable", step + 1, unwritten)
                 if stopping and step + 1 < stop:
                     return Outcome("stopped", step + 1, "stopped on request")
         return Outcome("finished", stop)
@@ -259,13 +265,21 @@ class Trainer:
         every = self.config.checkpoint_every
         return self.sampler.ends_epoch(step) or (every > 0 and (step + 1) % every == 0)
 
-    def _save(self, num_steps: int) -> None:
-        """A checkpoint; before it the answers that its steps have paid for, on every worker."""
-        if self.teacher is not None:
-            self.teacher.flush()
+    def _save(self, num_steps: int) -> str:
+        """A checkpoint; before it the answers that its steps have paid for, on every worker.
+
+        A ledger that refuses them costs no checkpoint; why it does, on any worker, or nothing."""
+        reason = ""
+        try:
+            if self.teacher is not None:
+                self.teacher.flush()
+        except LedgerError as error:
+            reason = str(error)
+        unwritten = (reason or _ANOTHER_LEDGER) if self.collective.any(bool(reason)) else ""
         self.collective.same_buffers(self.state.network)
         if self.collective.rank == 0:
             save_checkpoint(self.run_folder.checkpoints, num_steps, self.state, self._fixed())
+        return unwritten
 
     def _fixed(self) -> dict[str, Any]:
         """What a resume must find equal for its numbers to be the same."""
@@ -274,7 +288,7 @@ class Trainer:
             "threads": self.config.threads,
             "device": self.device.type,
             "store_fingerprint": self.store.fingerprint,
-            "settings": self.config.identity(),
+            "settings": self.plan.identity,
         }
 
     def _finish(self, num_steps: int) -> None:

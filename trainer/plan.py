@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +39,15 @@ class Plan:
     num_left_out: int
     steps_per_epoch: int
     total_steps: int
+
+    @property
+    def identity(self) -> str:
+        """12 hex digits; equal for two runs that mean the same training. A recorded timeline takes part by its content,
+        because it changes what is learned, wherever its file lies."""
+        if not self.timeline:
+            return self.config.identity()
+        entries = [dataclasses.asdict(entry) for entry in self.timeline]
+        return hashlib.sha256(json.dumps([self.config.identity(), entries]).encode()).hexdigest()[:12]
 
     @property
     def lease_ref(self) -> TeacherRef:

@@ -114,42 +114,45 @@ class RunFolder:
             return True
 
 
-def choose_run(runs: Path, config: RunConfig) -> RunFolder:
+def choose_run(runs: Path, config: RunConfig, identity: str | None = None) -> RunFolder:
     """The folder to train in: the newest unfinished run of the same settings, or a new one, made with its config.json.
 
     With --run-id: that run, if it is unfinished and has the same settings, else ConfigError; or a new one of the name.
+    identity: the plan's, which knows a recorded timeline; that of the settings alone without it.
     """
+    identity = config.identity() if identity is None else identity
     if config.run_id:
-        return _named_run(runs, config)
+        return _named_run(runs, config, identity)
     if config.resume == "auto":
         for path in sorted(runs.glob("*/config.json"), key=lambda p: p.stat().st_mtime, reverse=True):
             run = RunFolder(path.parent)
-            if _identity(run) == config.identity() and not run.is_finished and not run.is_locked():
+            if _identity(run) == identity and not run.is_finished and not run.is_locked():
                 return run
-    return _new_run(runs, _make_id(config), config)
+    return _new_run(runs, _make_id(config), config, identity)
 
 
-def _named_run(runs: Path, config: RunConfig) -> RunFolder:
+def _named_run(runs: Path, config: RunConfig, identity: str) -> RunFolder:
     if not _ID.fullmatch(config.run_id):
         raise ConfigError(f"run id {config.run_id!r}: expected letters, digits, dots, - and _")
     run = RunFolder(runs / config.run_id)
     if not run.path.exists():
-        return _new_run(runs, config.run_id, config)
+        return _new_run(runs, config.run_id, config, identity)
     if run.is_finished:
         raise ConfigError(f"run {config.run_id} is finished: its report is {run.report}; use another --run-id")
     if config.resume == "never":
         raise ConfigError(f"run {config.run_id} exists: use another --run-id, or --resume auto to go on with it")
-    if _identity(run) != config.identity():
+    if _identity(run) != identity:
         raise ConfigError(
-            f"run {config.run_id} was started with other settings (see {run.config}): use another --run-id"
+            f"run {config.run_id} was started with other settings or another --teacher-timeline (see {run.config}): "
+            "use another --run-id"
         )
     return run
 
 
-def _new_run(runs: Path, run_id: str, config: RunConfig) -> RunFolder:
+def _new_run(runs: Path, run_id: str, config: RunConfig, identity: str) -> RunFolder:
     run = RunFolder(runs / run_id)
     run.path.mkdir(parents=True)
-    run.write_json(run.config, {**config.to_json(), "run_id": run_id, "identity": config.identity()})
+    run.write_json(run.config, {**config.to_json(), "run_id": run_id, "identity": identity})
     return run
 
 

@@ -44,7 +44,14 @@ class SignalMaker:
         if ref is None:
             return None
         keep_last = config.on_teacher_loss != "wait"
-        binder = Binder(self._control(), self.run_id, ref, recorded=self.plan.timeline, keep_last=keep_last)
+        binder = Binder(
+            self._control(),
+            self.run_id,
+            ref,
+            recorded=self.plan.timeline,
+            keep_last=keep_last,
+            budget_s=config.teacher_budget_s,
+        )
         ledger = None if config.ledger == "off" else self._ledger(config.ledger, binder)
         return BoundTeacher(
             self._client() if ledger is None else ledger,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from data.views import VIEWS_PER_TUPLE, ViewBatch
 from teacher_server.card import PRETEXT_CLASSES
 from teacher_server.clients.retry import Asker, Prefetcher, RetryPolicy
 from teacher_server.contract import TeacherClient
-from teacher_server.errors import RetryableTeacherError, TeacherUnavailable
+from teacher_server.errors import LedgerError, RetryableTeacherError, TeacherUnavailable
 from teacher_server.protocol import Binding, TeacherQuery, TeacherReply, new_request_id
 from teacher_server.roster.roster import BLOCK_STEPS
 from trainer.config import RunConfig
@@ -146,10 +147,26 @@ class BoundTeacher:
         if self._ledger is not None:
             self._ledger.flush()
 
+    def ask_roster_again(self) -> None:
+        """As Binder.ask_again."""
+        self._binder.ask_again()
+
+    def stop(self) -> None:
+        """Ends a `put` that waits for the roster; any thread may call it."""
+        self._binder.stop()
+
     def close(self) -> None:
-        """Cancels what is in flight and closes the client."""
+        """Cancels what is in flight and closes the client.
+
+        A ledger that cannot be written is only warned of: what it had to keep was flushed with the checkpoint, and the
+        end of the run must be told in any case.
+        """
+        self.stop()
         self._prefetcher.close()
-        self._client.close()
+        try:
+            self._client.close()
+        except LedgerError as error:
+            warnings.warn(f"answers since the last checkpoint were not recorded: {error}", stacklevel=2)
 
     def _reply(self, asked: _Asked) -> TeacherReply | None:
         """None for a step that goes without."""

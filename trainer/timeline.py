@@ -4,7 +4,7 @@
     --teacher-timeline FILE ──────► Binding          then the roster decides nothing
     checkpoint's timeline ──restore──► roster        unless it has a record of the run, which outranks a checkpoint's
 
-Needs neither torch nor Ray.
+A roster that is away is asked until it answers or the budget of a question is spent. Needs neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import random
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from teacher_server.errors import BadQuery, RetryableTeacherError, TeacherError
+from teacher_server.clients.retry import RetryPolicy
+from teacher_server.errors import BadQuery, RetryableTeacherError, TeacherError, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
 from teacher_server.roster.roster import BLOCK_STEPS
@@ -27,6 +30,7 @@ from trainer.config import ConfigError, RunConfig
 
 ROSTER_PAUSE_S = 60.0  # after a failure: asking a roster that is away takes its whole time limit
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,10 @@ class Binder:
     """Binds the blocks of one run, in ascending order.
 
     recorded: the timeline to follow; empty: the roster decides. keep_last: when the roster cannot be reached, blocks
-    get the last version that was bound, as the roster itself records it for blocks that it was not asked about.
+    get the last version that was bound, as the roster itself records it for blocks that it was not asked about. A
+    roster that is away while there is no version to keep is asked again for budget_s.
+
+    clock and sleep are for tests; sleep returns true when waiting is to end.
     """
 
     def __init__(
@@ -65,21 +72,27 @@ class Binder:
         *,
         recorded: Sequence[TimelineEntry] = (),
         keep_last: bool = False,
+        budget_s: float = RetryPolicy.budget_s,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], bool | None] | None = None,
     ) -> None:
         self._control = control
         self._run = run
         self._ref = ref
         self._recorded = to_bindings(recorded)
         self._keep_last = keep_last
+        self._policy = RetryPolicy(budget_s=budget_s)
+        self._rng = random.Random(run)  # spreads the workers' tries; it takes no part in any result
         self._clock = clock
+        self._stopped = threading.Event()
+        self._sleep = sleep if sleep is not None else self._stopped.wait
         self._last: Binding | None = None
         self._ask_again_at = float("-inf")
         self._digests: dict[TeacherId, str] = {binding.teacher: binding.digest for binding in self._recorded}
 
     def bind(self, block: int) -> Binding:
-        """The version of a block. Raises TeacherUnavailable when the roster is away and nothing is kept, and what the
-        roster refuses."""
+        """The version of a block. Raises TeacherUnavailable when the roster stays away and nothing is kept, and what
+        the roster refuses."""
         if self._recorded:
             source = max((b for b in self._recorded if b.block <= block), key=lambda b: b.block)
             self._last = dataclasses.replace(source, block=block)
@@ -91,7 +104,7 @@ class Binder:
     def restore(self, timeline: Sequence[TimelineEntry], steps_done: int) -> None:
         """Tells the roster what the first `steps_done` steps were bound to, or the timeline that is followed.
 
-        Raises TeacherUnavailable when the roster is away and nothing can be kept instead.
+        Raises TeacherUnavailable when the roster stays away and nothing can be kept instead.
         """
         bindings, highest_block = to_bindings(timeline), (steps_done - 1) // BLOCK_STEPS
         if bindings:
@@ -102,10 +115,18 @@ class Binder:
         if not bindings or highest_block < 0:
             return
         try:
-            self._control.restore(self._run, bindings, highest_block)
-        except RetryableTeacherError:
-            if not self._keep_last or self._last is None:
+            self._until_answered(lambda: self._control.restore(self._run, bindings, highest_block))
+        except TeacherUnavailable:
+            if self._kept is None:
                 raise
+
+    def ask_again(self) -> None:
+        """Ends the pause after a failure, because somebody has reached the roster: the next block asks it."""
+        self._ask_again_at = float("-inf")
+
+    def stop(self) -> None:
+        """Ends the waiting for a roster that is away, now and later; any thread may call it."""
+        self._stopped.set()
 
     def digest_of(self, teacher: TeacherId) -> str:
         """The digest that a version was bound with. Raises BadQuery for a version that no block was bound to."""
@@ -114,15 +135,36 @@ class Binder:
         return self._digests[teacher]
 
     def _ask(self, block: int) -> Binding:
-        if self._last is not None and self._clock() < self._ask_again_at:
-            return dataclasses.replace(self._last, block=block)
+        kept = self._kept
+        if kept is not None and self._clock() < self._ask_again_at:
+            return dataclasses.replace(kept, block=block)
         try:
-            return self._control.bind(self._run, self._ref, block)
-        except RetryableTeacherError:
-            if not self._keep_last or self._last is None:
+            return self._until_answered(lambda: self._control.bind(self._run, self._ref, block))
+        except TeacherUnavailable:
+            if kept is None:
                 raise
             self._ask_again_at = self._clock() + ROSTER_PAUSE_S
-            return dataclasses.replace(self._last, block=block)
+            return dataclasses.replace(kept, block=block)
+
+    @property
+    def _kept(self) -> Binding | None:
+        """What blocks are bound to while the roster is away."""
+        return self._last if self._keep_last else None
+
+    def _until_answered(self, ask: Callable[[], _Answer]) -> _Answer:
+        """Asks the roster; again and again while nothing is kept. Raises TeacherUnavailable with the last reason."""
+        began, failures = self._clock(), 0
+        while True:
+            try:
+                return ask()
+            except RetryableTeacherError as error:
+                failures += 1
+                waited_s = self._clock() - began
+                pause_s = self._policy.pause_s(failures, self._rng)
+                is_last = self._kept is not None or waited_s + pause_s >= self._policy.budget_s
+                if is_last or self._sleep(pause_s):
+                    reason = error.args[2] if isinstance(error, TeacherUnavailable) else str(error)
+                    raise TeacherUnavailable(str(self._ref), waited_s, reason) from error
 
 
 def to_bindings(timeline: Sequence[TimelineEntry]) -> list[Binding]:

@@ -2,7 +2,8 @@
 
     TeacherError                   401 and 403 (the token), refusals of a kind that this version does not know
     the error that was raised      any refusal with a code that teacher_server.wire_errors knows
-    TeacherUnavailable             nobody listens, the connection broke, time ran out; 408, 429, 5xx of whoever else
+    TeacherUnavailable             nobody listens, the connection broke, time ran out; 408, 429, 5xx of whoever else,
+                                   and 404: Serve's proxy says so while the gateway starts again
     BadReply                       what answers is no gateway
 
 The token is in no message and in no repr.
@@ -27,6 +28,7 @@ CONNECT_TIMEOUT_S = 5.0
 # Below the 5 s after which uvicorn ends an idle connection, so that a question is seldom sent into one that just ended.
 KEEPALIVE_S = 4.0
 _TRY_AGAIN = (408, 429, 503)
+_NOT_FOUND = 404
 _SHOWN_CHARACTERS = 120
 _HOST_NAME = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63}){0,9}\.?", re.ASCII)  # others break in the resolver, untyped
 
@@ -78,7 +80,10 @@ class Gateway:
         said = " ".join(body.decode("utf-8", "replace").split())[:_SHOWN_CHARACTERS]
         if status >= 500 or status in _TRY_AGAIN:
             return TeacherUnavailable(about, waited_s, f"{self.url} answered HTTP {status} without a reason: {said}")
-        return BadReply(f"{self.url} answered HTTP {status}, which no gateway sends: is the URL right? It said: {said}")
+        doubt = f"{self.url} answered HTTP {status}, which no gateway sends: is the URL right? It said: {said}"
+        if status == _NOT_FOUND:  # what Serve's proxy says while it has no gateway behind it yet
+            return TeacherUnavailable(about, waited_s, doubt)
+        return BadReply(doubt)
 
     def broken(self, error: Exception, about: str, waited_s: float) -> TeacherUnavailable:
         """The error for a connection that failed or broke."""

@@ -7,8 +7,10 @@ can be ended, and limits on time and memory.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -55,11 +57,11 @@ def to_safetensors(name: str, source: Path, target: Path, *, trust_pickle: bool,
             start_new_session=True,
         )
         try:
-            code = child.wait(limits.seconds)
-        except subprocess.TimeoutExpired:
-            raise ImportRefused(name, f"reading it took longer than {limits.seconds:g} s") from None
+            in_time = _ended_within(child, limits.seconds)
         finally:
-            _end(child)
+            code = _end(child)
+    if not in_time:
+        raise ImportRefused(name, f"reading it took longer than {limits.seconds:g} s")
     return _outcome(name, target.with_suffix(".json"), code, log, limits)
 
 
@@ -76,11 +78,25 @@ def _environment(scratch: Path) -> dict[str, str]:
     return kept | own | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ends a child that runs still, and whatever it started."""
-    if child.returncode is None:
-        os.killpg(child.pid, signal.SIGKILL)  # it leads a session of its own
-        child.wait()
+def _ended_within(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether it ended in time. It is not reaped, so its number stays its own until `_end` has used it."""
+    descriptor = os.pidfd_open(child.pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def _end(child: subprocess.Popen[bytes]) -> int:
+    """Ends the child and whatever it started, also when it has ended itself; its return code.
+
+    It leads a session and a group of its own, whose number is its pid: never this process's group.
+    """
+    with contextlib.suppress(ProcessLookupError):  # somebody reaped it, and nothing else of its group is left
+        os.killpg(child.pid, signal.SIGKILL)
+    return child.wait()
 
 
 def _outcome(name: str, path: Path, code: int, log: Path, limits: Limits) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from data.manifest import SEGMENTS_FOLDER
 from data.store import ClipStore, StoreWriter
-from services.exporter import Folders, StateCollector
+from services.exporter import Folders, StateCollector, check_public, main
 from services.state import StateReader
 from teacher_server.library import CARD, WEIGHTS, TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherRef
@@ -174,3 +174,15 @@ def test_the_process_listens_on_loopback_serves_metrics_and_ends_on_sigterm(fold
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "some.host"])
+def test_an_address_that_others_reach_must_be_asked_for(host: str) -> None:
+    with pytest.raises(SystemExit, match=f"error: --host {re.escape(host)} can be reached .* repeat with --public"):
+        main(host, 0)
+    check_public(host, public=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_loopback_need_not(host: str) -> None:
+    check_public(host, public=False)

@@ -10,16 +10,20 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from data.prepare import prepare
 from services import cli
+from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard
 from teacher_server.engine import verify
 from teacher_server.engine.teacher import FrozenTeacher
+from teacher_server.errors import LibraryError
 from teacher_server.importers import install
-from teacher_server.library import TeacherLibrary
+from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId
+from teacher_server.zoo.names import ARCH_VERSION
 from teacher_server.zoo.network import VideoNetwork
+from trainer.runs import RunFolder
 
 
 @pytest.fixture
@@ -126,6 +130,7 @@ def test_a_dry_run_shows_everything_and_adds_nothing(
     [
         (("nothing.pth",), "nothing.pth cannot be imported: there is no such file"),
         (("run:nobody",), "run:nobody cannot be imported: there is no such run under "),
+        (("run:nobody", "--trust-pickle"), "run:nobody holds no pickle, a run's checkpoints are safetensors: "),
         (("run:nobody", "--crop", "32", "--allow-unused"), "the card of run:nobody comes from the run: leave out "),
         (("nothing.pth", "--classes", "/nowhere/at/all"), "--classes /nowhere/at/all cannot be read: "),
     ],
@@ -142,3 +147,71 @@ def test_wrong_input_is_one_sentence_and_code_2(
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
     assert not (home / "home" / "teachers" / "mine").exists()
+
+
+@pytest.fixture
+def finished_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """`run:mine`, whose export is a tiny random network; trainer.export has tests of its own."""
+    torch.manual_seed(1)
+    network = VideoNetwork("c3d", 0.125, pretext_classes=5, action_classes=0)
+    tensors = {key: value for key, value in network.state_dict().items() if not key.startswith("projector.")}
+    folder = home / "home" / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    values = {
+        "arch": "c3d", "arch_version": ARCH_VERSION, "width": 0.125, "head": "pretext", "classes": PRETEXT_CLASSES,
+        "clip_len": 8, "crop": 32, "modality": "res", "feature_size": 64,
+    }  # fmt: skip
+
+    def export(_run: RunFolder, name: str, library: TeacherLibrary, command: str) -> TeacherId:
+        made = Provenance(command=command, store_fingerprint="abc", steps=7, metrics={"pretext_acc": 0.5})
+        save_file(tensors, home / "student.safetensors")
+        card = TeacherCard.model_validate({**values, "provenance": made})
+        return library.add(name, card, home / "student.safetensors")
+
+    monkeypatch.setattr("trainer.export.export_teacher", export)
+    return tensors
+
+
+@pytest.mark.usefixtures("finished_run")
+def test_a_dry_run_of_a_run_shows_its_card_and_adds_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "run:mine", "--name", "student", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "7 steps on store abc" in out
+    assert "pretext_acc 0.500" in out
+    assert out.endswith("nothing was added: this was a dry run\n")
+    assert not (home / "home" / "teachers").exists()
+
+
+def test_a_run_is_shown_and_added_with_its_own_weights(
+    home: Path,
+    finished_run: dict[str, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, "run:mine", "--name", "student") == 0
+    entry = TeacherLibrary(home / "home" / "teachers").entry(TeacherId("student", 1))
+    added = load_file(entry.weights)
+    assert added.keys() == finished_run.keys()
+    assert all(torch.equal(added[name], tensor) for name, tensor in finished_run.items())
+    assert entry.card.provenance.command == "preceptor teacher import run:mine"
+    assert "7 steps on store abc" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("finished_run")
+def test_a_run_is_tested_on_the_device_that_was_named_and_not_added_when_it_fails(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices = []
+
+    def load(entry: TeacherEntry, device: str) -> None:
+        devices.append(device)
+        raise LibraryError(str(entry.weights), "its answers are not finite")
+
+    monkeypatch.setattr(FrozenTeacher, "load", load)
+    assert run(monkeypatch, "run:mine", "--name", "student", "--device", "cuda") == 2
+    assert devices == ["cuda"]
+    assert "its answers are not finite" in capsys.readouterr().err
+    assert not (home / "home" / "teachers").exists()

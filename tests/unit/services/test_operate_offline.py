@@ -27,8 +27,8 @@ from teacher_server.roster.roster import Roster
 from teacher_server.zoo.names import ARCH_VERSION
 
 
-def add(library: TeacherLibrary, scratch: Path, seed: int, **changes: object) -> TeacherId:
-    """A tiny random network as the next version of `alpha`."""
+def add(library: TeacherLibrary, scratch: Path, seed: int, name: str = "alpha", **changes: object) -> TeacherId:
+    """A tiny random network as the next version of `name`."""
     values: dict[str, object] = {
         "arch": "r3d", "arch_version": ARCH_VERSION, "width": 0.125, "head": "pretext", "classes": PRETEXT_CLASSES,
         "clip_len": 8, "crop": 32, "modality": "rgb", "feature_size": 64, "chunk_items": 1,
@@ -37,7 +37,7 @@ def add(library: TeacherLibrary, scratch: Path, seed: int, **changes: object) ->
     card = TeacherCard.model_validate(values | changes)
     torch.manual_seed(seed)
     save_file(build_teacher_network(card).state_dict(), scratch / "weights")
-    return library.add("alpha", card, scratch / "weights")
+    return library.add(name, card, scratch / "weights")
 
 
 @pytest.fixture
@@ -100,6 +100,28 @@ def test_a_floor_without_recorded_views_is_missed(trained: TeacherLibrary) -> No
     with pytest.raises(GateRefused, match="no views were recorded yet that it could be compared on"):
         OfflineControl(trained).promote("alpha", 2, "ann", floors=GateFloors(min_agreement=0.9))
     assert Roster(trained).state() == before
+
+
+def test_what_a_killed_promotion_left_pending_is_gone_after_the_next(
+    trained: TeacherLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = add(trained, tmp_path, 4, name="beta")
+    roster = Roster(trained)
+    roster.resolve(TeacherRef("beta"))
+    add(trained, tmp_path, 5, name="beta")
+    with monkeypatch.context() as killed:  # neither commit nor abort is reached
+        killed.setattr(Roster, "commit", _killed)
+        killed.setattr(Roster, "abort", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            OfflineControl(trained).promote("beta", 2, "ann")
+    assert set(roster.state().pending) == {"beta"}
+    OfflineControl(trained).promote("alpha", 2, "bob")
+    assert roster.state().pending == {}
+    assert roster.state().aliases == {"alpha": 2, "beta": old.version}
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_wrong_expectation_changes_nothing(trained: TeacherLibrary) -> None:

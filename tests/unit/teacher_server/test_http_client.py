@@ -254,14 +254,20 @@ def test_a_client_goes_on_after_a_broken_connection() -> None:
         (servers.http_answer(200, b"x" * 200, **{JSON_LENGTH_HEADER: "100"}), "JSON is not as expected"),
         (answer(**{JSON_LENGTH_HEADER: "9"}), "JSON is not as expected"),
         (answer(**{JSON_LENGTH_HEADER: "999999"}), "expected a number"),
-        (servers.http_answer(404, b"<html>not here</html>"), "HTTP 404, which no gateway sends: is the URL right"),
+        (servers.http_answer(405, b"<html>not here</html>"), "HTTP 405, which no gateway sends: is the URL right"),
         (servers.http_answer(302, b"", Location="http://127.0.0.1:1/"), "HTTP 302"),
-        (servers.json_answer(404, ["a", "list"]), "HTTP 404"),
+        (servers.json_answer(400, ["a", "list"]), "HTTP 400"),
         (servers.json_answer(418, {"error": 7, "code": "BadQuery"}), "HTTP 418"),
     ],
 )
 def test_what_is_no_answer_of_a_gateway_is_never_used(raw: bytes, match: str) -> None:
     with pytest.raises(BadReply, match=match):
+        ask(raw)
+
+
+@pytest.mark.parametrize("raw", [servers.http_answer(404, b"Path '/v1' not found."), servers.json_answer(404, ["a"])])
+def test_an_address_without_a_gateway_behind_it_may_get_one_again(raw: bytes) -> None:
+    with pytest.raises(TeacherUnavailable, match="HTTP 404, which no gateway sends: is the URL right"):
         ask(raw)
 
 

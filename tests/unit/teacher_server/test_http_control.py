@@ -207,7 +207,7 @@ def test_a_refusal_is_raised_as_the_error_that_it_was(error: TeacherError) -> No
         servers.http_answer(200, b"<html>"),
         servers.json_answer(200, {"held": "perhaps"}),
         servers.json_answer(200, []),
-        servers.http_answer(404, b"<html>"),
+        servers.http_answer(405, b"<html>"),
     ],
 )
 def test_an_answer_of_another_form_is_never_used(raw: bytes) -> None:
@@ -273,6 +273,12 @@ def test_where_nobody_listens_every_call_is_made_a_few_times(control: type, call
 def test_a_call_that_keeps_failing_ends_with_its_last_reason() -> None:
     with pytest.raises(TeacherUnavailable, match="too much is under way"):
         run(lambda c: c.renew("r"), BROKEN, BROKEN, BROKEN, BUSY)
+
+
+def test_a_gateway_that_starts_again_behind_its_proxy_is_asked_until_it_is_there() -> None:
+    starting = servers.http_answer(404, b"Path '/v1/runs/r/lease' not found.")
+    talk = run(lambda c: c.renew("r"), starting, starting, servers.json_answer(200, {"held": True}))
+    assert (talk.returned, len(talk.asked)) == (True, 3)
 
 
 def test_errors_that_repeating_does_not_help_are_raised_at_once() -> None:

@@ -150,7 +150,13 @@ class Bench:
         library = TeacherLibrary(self.home / "teachers")
         return BoundTeacher(
             client or InProcessTeacherClient(library),
-            Binder(Roster(library), run.run_id, ref, keep_last=config.on_teacher_loss != "wait"),
+            Binder(
+                Roster(library),
+                run.run_id,
+                ref,
+                keep_last=config.on_teacher_loss != "wait",
+                budget_s=config.teacher_budget_s,
+            ),
             config=config,
             run_id=run.run_id,
             store_path=Path(config.store),

@@ -108,6 +108,7 @@ def operations(collective: Collective) -> dict[str, Tensor]:
         "running_mean": buffers.running_mean.clone(),
         "num_batches": buffers.num_batches_tracked.clone(),
         "sum": collective.sum(torch.tensor([1.0 + rank])),
+        "numbers": torch.tensor(collective.gather_number(2**60 + rank)),
         "weight_grad": layer.weight.grad,
         "bias_grad": layer.bias.grad,
     }

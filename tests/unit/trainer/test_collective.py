@@ -107,6 +107,11 @@ def test_every_worker_gets_the_buffers_of_the_first(results):
         assert int(got["num_batches"]) == 5
 
 
+def test_whole_numbers_are_gathered_exactly_in_rank_order(results):
+    for result in results:
+        assert part(result, "operations")["numbers"].tolist() == [2**60, 2**60 + 1]
+
+
 def test_sums_and_gradients_count_a_worker_without_gradient_as_zero(results):
     for result in results:
         got = part(result, "operations")
@@ -119,6 +124,7 @@ def test_one_worker_needs_no_process_group():
     assert alone.gather_rows(rows) is rows
     assert (alone.any(True), alone.any(False)) == (True, False)
     assert float(alone.sum(torch.tensor(3.0))) == 3.0
+    assert alone.gather_number(2**60) == [2**60]
     layer = torch.nn.Linear(1, 1)
     alone.sum_gradients(layer)
     assert layer.weight.grad is None

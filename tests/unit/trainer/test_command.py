@@ -235,6 +235,40 @@ def test_a_run_that_had_to_skip_says_so_at_its_end(store, capsys, monkeypatch):
     assert "12 tuples were trained on without distillation: no teacher answered them" in out
 
 
+@pytest.mark.usefixtures("home")
+def test_teachers_that_cannot_be_had_before_the_first_step_end_with_the_code_for_it(store, capsys, monkeypatch):
+    def launch(*_args):
+        raise TeacherUnavailable("alpha", 150.0, "the teacher service did not start")
+
+    monkeypatch.setattr("trainer.launch.launch", launch)
+    code, _, err = run_main(capsys, "--teacher", "alpha", "--store", str(store.path))
+    assert code == 3
+    assert err == "error: teacher alpha did not answer within 150.0 s: the teacher service did not start\n"
+
+
+def test_a_run_does_not_go_on_without_its_timeline_or_with_another(home, store, capsys):
+    """Stopped before its end, and the alias points elsewhere meanwhile."""
+    library = TeacherLibrary(home / "teachers")
+    entry = {"first_step": 0, "teacher": "alpha@1", "digest": library.entry(TeacherId("alpha", 1)).digest}
+    file, copy, other = (home / f"{name}.json" for name in ("file", "copy", "other"))
+    for path in (file, copy):
+        path.write_text(json.dumps([entry]))
+    other.write_text(json.dumps([entry, entry | {"first_step": 8}]))
+    common = ("--teacher", "alpha", "--teacher-transport", "in_process", "--store", str(store.path), "--no-evaluate")
+    assert run_main(capsys, *common, "--run-id", "mine", "--teacher-timeline", str(file))[0] == 0
+    (home / "runs" / "mine" / "result.json").unlink()
+    Roster(library).promote("alpha", 2, "test")
+    for argv in ((), ("--teacher-timeline", str(other))):
+        code, _, err = run_main(capsys, *common, "--run-id", "mine", *argv)
+        assert code == 2
+        assert "run mine was started with other settings or another --teacher-timeline" in err
+    code, out, _ = run_main(capsys, *common, "--teacher-timeline", str(copy))
+    assert code == 0
+    assert "run mine, going on after step 3" in out
+    assert run_main(capsys, *common)[0] == 0  # a new run, which follows the alias
+    assert len(list((home / "runs").iterdir())) == 2
+
+
 def test_a_dry_run_prints_the_plan_and_makes_nothing(home, store, capsys):
     code, out, _ = run_main(capsys, "--teacher", "alpha", "--store", str(store.path), "--dry-run")
     assert code == 0

@@ -105,6 +105,18 @@ def test_a_service_that_is_away_for_a_while_does_not_end_the_renewals(control, s
         lease.check()
 
 
+def test_a_lease_that_goes_back_during_a_renewal_is_not_taken_again(control, soon):  # noqa: ARG001
+    def renew(_run):
+        lease.release()
+        return False
+
+    control.renew = renew
+    with TeacherLease(lambda: control, "run", REF) as lease:
+        lease.wait()
+        lease._thread.join(WAIT_S)
+    assert control.calls == [("acquire", "run", REF), ("release", "run")]
+
+
 def test_a_lease_that_cannot_be_given_back_is_left_to_run_out(control):
     with TeacherLease(lambda: control, "run", REF) as lease:
         lease.wait()

@@ -29,6 +29,7 @@ class RecordingTeacher:
         self.pixels = []
         self.on_put = lambda _step: None
         self.before_get = lambda _step: None
+        self.stopped = threading.Event()
 
     def put(self, step, views, pixels):
         self.on_put(step)
@@ -43,6 +44,9 @@ class RecordingTeacher:
         logits = np.full((len(self.pixels[step - self.put_steps[0]][1]) // 3, 5), float(step), dtype=np.float32)
         logits.flags.writeable = False  # as replies arrive
         return TeacherAnswer(logits, Binding(TeacherId("alpha", 1 + step // 2), "d" * 64, 0))
+
+    def stop(self):
+        self.stopped.set()
 
     def close(self):
         pass
@@ -180,6 +184,19 @@ def test_leaving_early_ends_the_thread_that_waits_for_room(sampler, store, confi
     with make(sampler, store, config, RecordingTeacher()) as loader:
         next(iter(loader))
         assert len(loader_threads()) == 1
+    assert loader_threads() == []
+
+
+def test_leaving_ends_a_question_that_waits_for_the_roster(sampler, store, config):
+    teacher, waiting = RecordingTeacher(), threading.Event()
+
+    def wait(_step):
+        waiting.set()
+        assert teacher.stopped.wait(WAIT_S)
+
+    teacher.on_put = wait
+    with make(sampler, store, config, teacher):
+        assert waiting.wait(WAIT_S)
     assert loader_threads() == []
 
 

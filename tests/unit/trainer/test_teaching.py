@@ -11,11 +11,12 @@ import torch
 from data.views import ViewBatch
 from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import FailedReply
-from teacher_server.errors import BadReply, NoReplyYet, NotInLedger, TeacherUnavailable
+from teacher_server.errors import BadReply, LedgerError, NoReplyYet, NotInLedger, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import Binding, TeacherId, TeacherReply
 from teacher_server.roster.roster import BLOCK_STEPS
 from trainer.loader import Asking
+from trainer.loop import Outcome
 from trainer.report_data import read_metrics
 from trainer.sampler import Sampler, split_rows
 from trainer.teaching import AWAY_WAIT_S, BoundTeacher
@@ -403,6 +404,32 @@ def test_a_ledger_is_flushed_with_every_checkpoint(bench, kd, monkeypatch):
     monkeypatch.setattr("trainer.loop.save_checkpoint", lambda _folder, step, *_rest: seen.append(step))
     assert bench.attempt(kd, bench.folder("run"))[0].status == "finished"
     assert seen == ["flush", 2, "flush", 4, "flush", 6]
+
+
+FULL = LedgerError("somewhere", "No space left on device")
+
+
+def test_a_ledger_that_cannot_be_written_costs_no_checkpoint_and_ends_the_run_in_its_words(bench, kd, monkeypatch):
+    def flush(_self):
+        raise FULL
+
+    kd = dataclasses.replace(kd, epochs=1, checkpoint_every=2)
+    run = bench.folder("run")
+    with monkeypatch.context() as patch:
+        patch.setattr(BoundTeacher, "flush", flush)
+        assert bench.attempt(kd, run)[0] == Outcome("teacher_unavailable", 2, str(FULL))
+    assert [path.name for path in run.checkpoints.glob("step-*")] == ["step-000000002"]
+    assert bench.attempt(kd, run)[0] == Outcome("finished", 6)
+
+
+def test_closing_with_a_ledger_that_cannot_be_written_warns_and_hides_no_outcome(kd):
+    def close():
+        raise FULL
+
+    client = ClosedFormClient()
+    client.close = close
+    with pytest.warns(UserWarning, match="were not recorded: ledger somewhere: No space left"):
+        make(kd, client).close()
 
 
 def test_flushing_reaches_the_ledger_and_is_nothing_without_one(kd):

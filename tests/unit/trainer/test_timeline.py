@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import threading
 
 import pytest
 
-from teacher_server.errors import BadQuery, LibraryError, TeacherUnavailable
+from teacher_server.errors import BadQuery, LibraryError, TeacherOverloaded, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
 from teacher_server.roster.roster import BLOCK_STEPS, Roster
@@ -103,11 +104,13 @@ def test_a_run_whose_roster_is_away_at_the_start_says_so_or_goes_on_with_the_las
 
     monkeypatch.setattr(Roster, "restore", nobody)
     monkeypatch.setattr(Roster, "bind", nobody)
-    outcome, _ = bench.attempt(kd, run)
     if policy == "wait":
-        assert (outcome.status, outcome.step, outcome.reason) == ("teacher_unavailable", 3, str(AWAY))
+        outcome, _ = bench.attempt(dataclasses.replace(kd, teacher_budget_s=0.01), run)
+        assert (outcome.status, outcome.step) == ("teacher_unavailable", 3)
+        assert outcome.reason.startswith("teacher alpha did not answer within")
+        assert outcome.reason.endswith(": gone")
     else:
-        assert outcome.status == "finished"
+        assert bench.attempt(kd, run)[0].status == "finished"
         assert run.read_result()["kd_skipped"] == 0
 
 
@@ -124,14 +127,79 @@ def test_a_roster_that_is_away_leaves_the_last_version_and_is_asked_again_after_
     assert versions(binder, [3]) == [2]
 
 
-@pytest.mark.parametrize(("keep_last", "blocks"), [(False, [0, 1]), (True, [0])])
-def test_without_a_version_to_keep_the_error_comes_out(keep_last, blocks):
+def test_a_pause_ends_when_another_worker_has_reached_the_roster():
     roster = FakeRoster()
-    binder = Binder(roster, "run", REF, keep_last=keep_last)
-    versions(binder, blocks[:-1])
+    binder = Binder(roster, "run", REF, keep_last=True, clock=lambda: 0.0)
+    binder.bind(0)
+    roster.error, roster.version = AWAY, 2
+    assert versions(binder, [1, 2]) == [1, 1]
+    roster.error = None
+    binder.ask_again()
+    assert versions(binder, [3]) == [2]
+
+
+class Clock:
+    """Time passes while somebody sleeps; `then` is called after each pause."""
+
+    def __init__(self, then=lambda _now: None):
+        self.now = 0.0
+        self._then = then
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        assert seconds > 0
+        self.now += seconds
+        self._then(self.now)
+
+
+@pytest.mark.parametrize("error", [AWAY, TeacherOverloaded(1, 2, 3)])
+@pytest.mark.parametrize("call", ["bind", "restore"])
+def test_a_roster_that_comes_back_within_the_budget_costs_only_time(call, error):
+    def come_back(now):
+        if now > 60.0:
+            roster.error = None
+
+    roster, clock = FakeRoster(), Clock(come_back)
+    binder = Binder(roster, "run", REF, budget_s=120.0, clock=clock, sleep=clock.sleep)
+    roster.error = error
+    if call == "bind":
+        assert binder.bind(0) == Binding(TeacherId("alpha", 1), "1" * 64, 0)
+    else:
+        binder.restore(TWO, 4 * BLOCK_STEPS)
+    assert 60.0 < clock.now < 63.0
+
+
+@pytest.mark.parametrize("call", ["bind", "restore"])
+@pytest.mark.parametrize("keep_last", [False, True])
+def test_without_a_version_to_keep_the_last_reason_comes_out_when_the_budget_is_spent(keep_last, call):
+    roster, clock = FakeRoster(), Clock()
+    recorded = TWO if call == "restore" else ()  # of a run that begins: there is nothing to keep yet
+    options = {"budget_s": 9.0, "clock": clock, "sleep": clock.sleep, "recorded": recorded}
+    binder = Binder(roster, "run", REF, keep_last=keep_last, **options)
     roster.error = AWAY
-    with pytest.raises(TeacherUnavailable):
-        binder.bind(blocks[-1])
+    with pytest.raises(TeacherUnavailable, match=r"teacher alpha did not answer within [5-8]\.\d s: gone"):
+        binder.bind(0) if call == "bind" else binder.restore((), 0)
+    assert 6.0 < clock.now < 9.0
+
+
+def test_waiting_for_the_roster_ends_when_the_binder_is_stopped():
+    roster = FakeRoster()
+    binder = Binder(roster, "run", REF, budget_s=1e6)
+    roster.error = AWAY
+    errors = []
+
+    def bind():
+        with pytest.raises(TeacherUnavailable) as caught:
+            binder.bind(0)
+        errors.append(caught.value)
+
+    waiting = threading.Thread(target=bind)
+    waiting.start()
+    binder.stop()
+    waiting.join(20.0)
+    assert [error.args[2] for error in errors] == ["gone"]
 
 
 def test_other_refusals_of_the_roster_are_never_swallowed():

@@ -21,6 +21,7 @@ from teacher_server.importers.pickle_process import Limits
 from teacher_server.importers.read_pickle import NoCheckpoint, refusal, tensors_of
 from teacher_server.importers.source import read_source
 
+PATIENCE_S = 30.0
 TENSOR = torch.arange(6.0).reshape(2, 3)
 
 
@@ -89,6 +90,24 @@ def test_a_child_that_dies_is_reported(checkpoint: Path) -> None:
     torch.save({"a": Calls(os.kill, 0, signal.SIGKILL)}, checkpoint)  # 0: its own process group
     with pytest.raises(ImportRefused, match="the process that read it was killed by SIGKILL"):
         read_source(checkpoint, trust_pickle=True)
+
+
+def test_what_a_trusted_file_started_ends_with_the_child_that_read_it(checkpoint: Path, tmp_path: Path) -> None:
+    torch.save({"a": Calls(os.system, f"sleep 3600 & echo $! > {tmp_path / 'pid'}"), "b": TENSOR}, checkpoint)
+    assert read_source(checkpoint, trust_pickle=True).left_out == ("a",)  # the child ended normally
+    stat = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
+    deadline = time.monotonic() + PATIENCE_S
+    while is_alive(stat):
+        assert time.monotonic() < deadline, f"{stat.parent} lives on"
+        time.sleep(0.01)
+
+
+def is_alive(stat: Path) -> bool:
+    """Of a process; a zombie that nobody reaped is none."""
+    try:
+        return stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_child_that_takes_too_much_memory_is_refused(checkpoint: Path) -> None:
