@@ -1,6 +1,7 @@
 # make demo    from nothing to a trained student, with the figures side by side
 # make test    lint, types, import contracts and all tests
 # make check   the quick part of it
+# make chaos   the faults of the promises in their full form: about an hour
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
@@ -11,7 +12,7 @@ export PRECEPTOR_HOME ?= $(CURDIR)/var
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo data teachers test check lint bench clean
+.PHONY: help venv demo data teachers test chaos check lint bench clean
 
 help:  ## show this text
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +47,9 @@ check: lint  ## lint, types, import contracts and the unit tests
 
 test: lint  ## the same and the system tests
 	$(PY) -m pytest tests/unit tests/system
+
+chaos: $(STAMP)  ## the promises under faults, in full: kills, swaps under load, overload; about an hour
+	$(PY) -m pytest tests/system/test_swaps_under_load.py tests/system/test_training_faults.py --full -s
 
 bench: $(STAMP)  ## benchmarks, as ratios
 	$(PY) tests/bench/render.py

@@ -54,7 +54,7 @@ class OfflineControl(OperatorControl):
             prepared = time.monotonic()
             self._roster.commit(proposal)
         except BaseException:
-            self._roster.abort(request.name)
+            self._roster.abort(request.name, _APP)
             raise
         seconds = {"prepare": prepared - began, "commit": time.monotonic() - prepared}
         return Promotion(proposal.teacher, proposal.previous, None, seconds)

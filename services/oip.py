@@ -24,12 +24,11 @@ from data.views_arrow import from_arrow
 from services.bodies import parse_json, parse_model
 from services.errors import MalformedRequest
 from teacher_server.errors import BadQuery
-from teacher_server.protocol import MAX_WEIGHT, LogitsDtype, TeacherReply
+from teacher_server.protocol import MAX_TIMEOUT_S, MAX_WEIGHT, LogitsDtype, TeacherReply
 
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 MAX_CLIPS = 2048
 MAX_FRAMES = 128  # per clip; bounds a forward pass over one clip
-MAX_TIMEOUT_S = 600.0
 RUN_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"
 _DATATYPES = {"float32": "FP32", "float16": "FP16"}
 _PIXELS = "UINT8 [clips, T, H, W, 3]"

@@ -19,12 +19,13 @@ from data.render import render_batch
 from data.store import ClipStore
 from data.views import ViewBatch
 from teacher_server.batching.batcher import Part
-from teacher_server.card import Card
+from teacher_server.card import MAX_CHUNK_BYTES, Card
 from teacher_server.engine.teacher import Teacher, TeacherAnswer
 from teacher_server.errors import BadQuery
 from teacher_server.protocol import PhaseSeconds, TeacherQuery, TeacherReply
 
 MAX_OPEN_STORES = 16
+MAX_QUESTION_BYTES = 2**30  # of one question's pixels: 1783 clips of 16x112x112
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class ClipShape:
     clip_len: int
     height: int
     width: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one clip's pixels."""
+        return self.clip_len * self.height * self.width * 3
 
 
 class StoreCache:
@@ -72,6 +78,7 @@ def check_query(query: TeacherQuery, card: Card) -> ClipShape:
         raise BadQuery(f"{query.teacher} takes clips of at least {card.min_clip_len} frames, got {shape.clip_len}")
     if (shape.height, shape.width) != (card.crop, card.crop) and not card.resize:
         raise BadQuery(f"{query.teacher} takes {card.crop}x{card.crop} pixels, got {shape.height}x{shape.width}")
+    _check_bytes(query, card, shape)
     return shape
 
 
@@ -145,6 +152,22 @@ def parse_views(query: TeacherQuery) -> ViewBatch:
             f"got {len(batch)} views in items of {batch.views_per_item}"
         )
     return batch
+
+
+def _check_bytes(query: TeacherQuery, card: Card, shape: ClipShape) -> None:
+    """Few bytes of views can ask for any amount of pixels, so what they ask for is bounded here. Raises BadQuery."""
+    chunk_bytes = card.chunk_items * card.views_per_item * shape.num_bytes
+    if chunk_bytes > MAX_CHUNK_BYTES:
+        raise BadQuery(
+            f"{query.teacher} computes {card.chunk_items} items of {card.views_per_item} clips at a time, which are "
+            f"{chunk_bytes} bytes of {shape}, at most {MAX_CHUNK_BYTES} are allowed: ask about shorter or smaller clips"
+        )
+    question_bytes = query.num_clips * shape.num_bytes
+    if question_bytes > MAX_QUESTION_BYTES:
+        raise BadQuery(
+            f"{query.num_clips} clips of {shape} are {question_bytes} bytes of pixels, a question has at most "
+            f"{MAX_QUESTION_BYTES}: split it"
+        )
 
 
 def _shape_of_views(query: TeacherQuery) -> ClipShape:

@@ -126,12 +126,13 @@ class TeacherInUse(TeacherError):
 class AliasMoved(TeacherError):
     """Arguments: the alias, the version that was expected, the version that it points to (None: no such alias)."""
 
-    def __init__(self, name: str, expected: int, found: int | None) -> None:
+    def __init__(self, name: str, expected: int | None, found: int | None) -> None:
         super().__init__(name, expected, found)
 
     def __str__(self) -> str:
         name, expected, found = self.args
-        return f"alias {name} was expected at version {expected}, it points to {found}: look again and decide anew"
+        wanted = "not to exist yet" if expected is None else f"at version {expected}"
+        return f"alias {name} was expected {wanted}, it points to {found}: look again and decide anew"
 
 
 class GateRefused(TeacherError):

@@ -20,6 +20,8 @@ from data.views import ViewBatch
 from teacher_server.errors import BadQuery, BadReply
 
 LogitsDtype = Literal["float32", "float16"]
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1000.0  # between them float32 logits neither overflow nor vanish
+MAX_TIMEOUT_S = 600.0  # longer than any question takes: what nobody waits for must not stay in a queue
 MAX_WEIGHT = 100.0
 MAX_RUN_NAME = 200  # characters: replicas remember the names of runs
 
@@ -91,9 +93,9 @@ class TeacherQuery:
     views: `ViewBatch.to_bytes()`, with `store` the store's absolute path; they say what the question is about, so that
     equal questions can share an answer and answers can be recorded. pixels: uint8 [N, T, H, W, 3]; where they are
     there they are what is answered, and nothing is rendered. With both, they are the pixels of these views.
-    views_per_item: 3 for a pretext head, 1 for an action head. temperature: > 0, the reply's logits are divided by it.
-    dtype: of the reply's logits. timeout_s: seconds after its arrival at which the replica may drop the question
-    unanswered. weight: the run's share of a busy replica, relative to those of other runs.
+    views_per_item: 3 for a pretext head, 1 for an action head. temperature: the reply's logits are
+    divided by it. dtype: of the reply's logits. timeout_s: seconds, > 0, after its arrival at which the replica may
+    drop the question unanswered. weight: the run's share of a busy replica, relative to those of other runs.
     """
 
     request_id: str
@@ -114,8 +116,12 @@ class TeacherQuery:
             raise BadQuery("a query carries views, pixels or both, got neither")
         if self.views is not None and not self.store:
             raise BadQuery("a query with views names the store that they were drawn from")
-        if not (np.isfinite(self.temperature) and self.temperature > 0):
-            raise BadQuery(f"temperature must be a finite number > 0, got {self.temperature}")
+        if not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:  # refuses NaN too, like the next one
+            raise BadQuery(
+                f"temperature must be a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, got {self.temperature}"
+            )
+        if not 0 < self.timeout_s <= MAX_TIMEOUT_S:
+            raise BadQuery(f"timeout_s must be > 0 and at most {MAX_TIMEOUT_S:g}, got {self.timeout_s}")
         if self.dtype not in ("float32", "float16"):
             raise BadQuery(f"dtype must be float32 or float16, got {self.dtype!r}")
         if not 0 < self.weight <= MAX_WEIGHT:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.views import REMOTE, SEGMENT_COPY, Augment, ClipSpec
-from teacher_server.protocol import MAX_WEIGHT, TeacherRef
+from teacher_server.protocol import MAX_TEMPERATURE, MAX_TIMEOUT_S, MAX_WEIGHT, MIN_TEMPERATURE, TeacherRef
 from teacher_server.zoo.names import ARCHITECTURES
 
 NO_TEACHER = "none"
@@ -282,6 +282,12 @@ def _check(config: RunConfig) -> None:
         raise ConfigError(f"batch_size must be at least 2 and at least a tuple per worker, got {config.batch_size}")
     if (config.teacher_transport == "http") != bool(config.gateway):
         raise ConfigError("--teacher-transport http and --gateway URL belong together")
+    if not MIN_TEMPERATURE <= config.temperature <= MAX_TEMPERATURE:
+        raise ConfigError(
+            f"temperature must lie between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}, got {config.temperature}"
+        )
+    if config.teacher_timeout_s > MAX_TIMEOUT_S:
+        raise ConfigError(f"teacher_timeout_s must be at most {MAX_TIMEOUT_S:g}, got {config.teacher_timeout_s}")
     if config.teacher_weight > MAX_WEIGHT:
         raise ConfigError(f"teacher_weight must be at most {MAX_WEIGHT:g}, got {config.teacher_weight}")
     if config.teacher_max_replicas and config.teacher_max_replicas < config.teacher_replicas:

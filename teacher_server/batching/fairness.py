@@ -29,7 +29,7 @@ from typing import Any, Generic, TypeVar
 CREDIT_CLIPS = 192  # four training questions of 16 tuples
 LOADED_PASSES = 2
 MAX_IDLE_FLOWS = 1024
-MIN_WEIGHT = 0.01  # a lower one counts as this: virtual times stay finite
+MIN_WEIGHT = 0.1  # a lower one counts as this: what a pass has room for takes no run's virtual time far off
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -84,6 +84,12 @@ class _Flow(Generic[Req]):
     @property
     def share(self) -> float:
         return self.held_clips / self.weight
+
+    def reweigh(self, weight: float, now: float) -> None:
+        """Another weight, the same debt or credit in clips at the system's virtual time `now`."""
+        if weight != self.weight:
+            self.virtual_time = now + (self.virtual_time - now) * self.weight / weight
+            self.weight = weight
 
     def first_loaded(self, key: Hashable) -> Req | None:
         return next((request for request in self.loaded if request.key == key), None)
@@ -140,7 +146,7 @@ class FairQueue(Generic[Req]):
         """It waits to be loaded."""
         flow = self._flows.get(request.run) or self._idle.pop(request.run, None) or _Flow()
         self._flows[request.run] = flow
-        flow.weight = _weight(request)
+        flow.reweigh(_weight(request), self._virtual_time)
         if next(flow.untaken(), None) is None:
             flow.virtual_time = max(flow.virtual_time, self._floor(flow))
         self._arrivals += 1

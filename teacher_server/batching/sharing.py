@@ -66,6 +66,9 @@ class SharedAnswers(Generic[T]):
         """
         while key not in self._kept:
             flight = self._flights.get(key)
+            if flight is not None and flight.task.done():
+                self._landed(key, flight)  # its callback is still to come; waiting for it here would not let that run
+                continue
             first = flight is None
             if flight is None:
                 flight = self._start(key, make)
@@ -98,7 +101,8 @@ class SharedAnswers(Generic[T]):
                 flight.task.cancel()
 
     def _landed(self, key: bytes, flight: _Flight[T]) -> None:
-        """Runs before those who wait go on, so that one who asks anew does not find the failed flight."""
+        """Runs before those who wait go on, so that one who asks anew does not find the failed flight. A second time
+        it changes nothing that matters."""
         self._forget(key, flight)
         if flight.task.cancelled() or flight.task.exception() is not None:
             return

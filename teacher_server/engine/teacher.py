@@ -17,6 +17,7 @@ Axis letters: N clips, I items, T frames, H, W, K classes, D features.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -139,7 +140,7 @@ class FrozenTeacher:
     @property
     def engine(self) -> str:
         """On what answers are computed. The same digest gives the same bytes on one engine only."""
-        return self.device.type
+        return engine_of(self.device)
 
     @property
     def num_bytes(self) -> int:
@@ -220,6 +221,14 @@ class FrozenTeacher:
         return pixels if self.device.type == "cpu" else torch.tensor(pixels, device=self.device)
 
 
+def engine_of(device: torch.device) -> str:
+    """`cpu`, or the device's type and model, as `cuda:nvidia-h200`: another model computes with other kernels."""
+    if device.type != "cuda":
+        return device.type
+    model = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+    return f"{device.type}:{model}"
+
+
 def _single_threads(count: int) -> ThreadPoolExecutor:
     """A pool of threads in each of which torch computes with one thread.
 
@@ -254,4 +263,4 @@ def check_pixels(teacher: TeacherId, card: Card, shape: tuple[int, ...]) -> None
         raise BadQuery(f"{teacher} takes {card.crop}x{card.crop} pixels, got {shape[2]}x{shape[3]}")
 
 
-__all__ = ["FrozenTeacher", "Teacher", "TeacherAnswer", "build_teacher_network", "check_pixels"]
+__all__ = ["FrozenTeacher", "Teacher", "TeacherAnswer", "build_teacher_network", "check_pixels", "engine_of"]

@@ -22,6 +22,7 @@ from data.store import ClipStore
 from data.views import ViewBatch
 from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import TeacherClient
+from teacher_server.engine.teacher import engine_of
 from teacher_server.errors import LedgerError
 from teacher_server.ledger.segments import Segment
 from teacher_server.ledger.store import Ledger, LedgerHeader
@@ -119,7 +120,7 @@ def verify_ledger(
     ledger = Ledger.open(folder, lambda error: problems.append(str(error)))
     header = ledger.header
     _check_can_answer(folder, header, library)
-    client = InProcessTeacherClient(library, open_store, device=header.engine)
+    client = InProcessTeacherClient(library, open_store, device=_device_of(header.engine))
     try:
         checks = _Verifier(ledger, client, open_store).check(_sample(ledger, sample, seed))
     finally:
@@ -135,8 +136,14 @@ def _check_can_answer(folder: Path, header: LedgerHeader, library: TeacherLibrar
             f"the library's {header.teacher} has digest {found[:12]}, recorded was {header.digest[:12]}: name the "
             "library that it was recorded from (PRECEPTOR_HOME)",
         )
-    if header.engine != "cpu" and not torch.cuda.is_available():
+    device = _device_of(header.engine)
+    if device != "cpu" and not (torch.cuda.is_available() and engine_of(torch.device(device)) == header.engine):
         raise LedgerError(str(folder), f"it was recorded on {header.engine}, which this machine lacks: verify it there")
+
+
+def _device_of(engine: str) -> str:
+    """`cuda` of `cuda:nvidia-h200`."""
+    return engine.partition(":")[0]
 
 
 def _sample(ledger: Ledger, sample: int, seed: int) -> list[_Place]:

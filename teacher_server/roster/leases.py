@@ -64,9 +64,16 @@ class RosterLeases:
             lambda state: (state.with_renewal(run, self._clock() + LEASE_TTL_S), run in state.leases)
         )
 
-    def release(self, run: str) -> Lease | None:
-        """Ends a lease and returns it; None when there was none."""
-        return self._file.change(lambda state: (state.without_lease(run), state.leases.get(run)))
+    def release(self, run: str, *, only_expired: bool = False) -> Lease | None:
+        """Ends a lease and returns it; None when there was none, or when it has not run out and only_expired."""
+
+        def change(state: RosterState) -> tuple[RosterState, Lease | None]:
+            lease = state.leases.get(run)
+            if lease is None or (only_expired and lease.expires_at > self._clock()):
+                return state, None
+            return state.without_lease(run), lease
+
+        return self._file.change(change)
 
     def leases(self, app: str) -> dict[str, Lease]:
         """The leases on one app, expired ones included."""

@@ -39,13 +39,15 @@ ROSTER_FILE = "roster.json"
 
 @dataclass(frozen=True)
 class Proposal:
-    """A version that an alias may point to. previous: None for a new alias. settled: it points there already."""
+    """A version that an alias may point to, prepared by an app. previous: None for a new alias. settled: it points
+    there already."""
 
     request: AliasRequest
     teacher: TeacherId
     digest: str
     previous: TeacherId | None
     settled: bool
+    app: str = ""
 
 
 class Roster(RosterLeases):
@@ -63,6 +65,7 @@ class Roster(RosterLeases):
 
         Raises UnknownTeacher, which lists the known ones.
         """
+        self._resolve(self.state(), ref)  # files are hashed here: under the lock that would hold up everybody
         return self._file.change(lambda state: self._resolve(state, ref))
 
     def aliases(self) -> dict[str, TeacherId]:
@@ -77,37 +80,39 @@ class Roster(RosterLeases):
         """
 
         def change(state: RosterState) -> tuple[RosterState, Proposal]:
-            proposal = self._propose(state, request)
+            proposal = self._propose(state, request, app)
             if proposal.settled:
                 return state, proposal
             return state.with_pending(request.name, Pending(version=proposal.teacher.version, app=app)), proposal
 
+        self._propose(self.state(), request, app)  # as in `resolve`
         return self._file.change(change)
 
     def commit(self, proposal: Proposal) -> None:
         """The alias points to the version from here on; bound blocks keep theirs. Raises AliasMoved."""
 
         def change(state: RosterState) -> tuple[RosterState, None]:
-            found, previous = state.aliases.get(proposal.request.name), proposal.previous
-            if previous is not None and found != previous.version:
-                raise AliasMoved(proposal.request.name, previous.version, found)
-            return self._moved(state, proposal), None
+            name, found = proposal.request.name, state.aliases.get(proposal.request.name)
+            expected = None if proposal.previous is None else proposal.previous.version
+            if found != expected:
+                raise AliasMoved(name, expected, found)
+            return self._moved(state, proposal).without_pending(name, proposal.app), None
 
         self._file.change(change)
 
-    def abort(self, name: str) -> None:
-        """Nothing is being prepared for this alias any more; it is as it was."""
-        self._file.change(lambda state: (state.without_pending(name), None))
+    def abort(self, name: str, app: str | None = None) -> None:
+        """Nothing is being prepared for this alias on this app any more, None for all apps; it is as it was."""
+        self._file.change(lambda state: (state.without_pending(name, app), None))
 
     def abort_all(self, app: str) -> None:
         """The same for all aliases that this app was preparing versions for."""
-        self._file.change(lambda state: (state.without_pending_of(app), None))
+        self._file.change(lambda state: (state.without_pending(app=app), None))
 
     def promote(self, name: str, version: int, who: str) -> TeacherId:
         """`begin` and `commit` in one, for when no replica must prepare. Raises as `begin`."""
 
         def change(state: RosterState) -> tuple[RosterState, TeacherId]:
-            proposal = self._propose(state, AliasRequest(name, version, who))
+            proposal = self._propose(state, AliasRequest(name, version, who), "")
             return self._moved(state, proposal), proposal.teacher
 
         return self._file.change(change)
@@ -169,15 +174,17 @@ class Roster(RosterLeases):
         """Whether any block of a run was ever bound to this version."""
         return any(binding.teacher == teacher for binding in self.timeline(run))
 
-    def required(self) -> set[TeacherId]:
-        """What every replica must have loaded before it is ready: versions that an alias points to or is about to,
-        that a live run asked for, or that a live run was last bound to."""
-        return {TeacherId.parse(text) for text in self.state().required(self._clock())}
+    def required(self, app: str | None = None) -> list[TeacherId]:
+        """What every replica of an app must have loaded before it is ready, None for any app: versions that an alias
+        points to, that a live run asked for or was last bound to, and last, each once, those that an alias is about to
+        point to: they must not take the room of the others."""
+        return [TeacherId.parse(text) for text in self.state().required(self._clock(), app)]
 
-    def check_unused(self, teacher: TeacherId) -> None:
-        """Raises TeacherInUse, which names everybody who needs this version, by itself or in an ensemble."""
+    def check_unused(self, teacher: TeacherId, app: str | None = None) -> None:
+        """Raises TeacherInUse, which names everybody who needs this version on an app, None for any app, by itself or
+        in an ensemble."""
         users = []
-        for needed, user in self.state().needs(self._clock()):
+        for needed, user in self.state().needs(self._clock(), app):
             if needed == str(teacher):
                 users.append(user)
             elif str(teacher) in self._members(TeacherId.parse(needed)):
@@ -203,7 +210,7 @@ class Roster(RosterLeases):
         self._entry(teacher)  # raises for a version that is not there
         return state, teacher
 
-    def _propose(self, state: RosterState, request: AliasRequest) -> Proposal:
+    def _propose(self, state: RosterState, request: AliasRequest, app: str) -> Proposal:
         name, current = request.name, state.aliases.get(request.name)
         done = state.change(request.change_id)
         if done is not None:  # the call is a repeated one, and was carried out
@@ -221,7 +228,7 @@ class Roster(RosterLeases):
         entry = self._entry(target)
         check_same_signature(self._entry(standing).card, entry.card, str(standing), str(target))
         previous = None if current is None else standing
-        return Proposal(request, target, entry.digest, previous, settled=current == version)
+        return Proposal(request, target, entry.digest, previous, settled=current == version, app=app)
 
     def _moved(self, state: RosterState, proposal: Proposal) -> RosterState:
         request = proposal.request

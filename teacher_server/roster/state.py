@@ -1,7 +1,7 @@
 """The roster's content as one frozen value, and its JSON form. No file, no clock, no Ray.
 
 aliases    name -> version, with a log of every change
-pending    name -> the version that is being prepared for it; the next record of that name clears it
+pending    name -> the versions that are being prepared for it, at most one for each app
 timelines  run -> spans of blocks and the version each was bound to
 leases     run -> the app that it needs, and until when
 apps       app -> the cluster that it runs on, and until when that is believed
@@ -95,7 +95,7 @@ class RosterState(_Record):
     format: Literal[1] = 1
     aliases: dict[str, int] = Field(default_factory=dict)
     log: tuple[AliasChange, ...] = ()
-    pending: dict[str, Pending] = Field(default_factory=dict)
+    pending: dict[str, tuple[Pending, ...]] = Field(default_factory=dict)
     timelines: dict[str, Timeline] = Field(default_factory=dict)
     leases: dict[str, Lease] = Field(default_factory=dict)
     apps: dict[str, App] = Field(default_factory=dict)
@@ -105,12 +105,11 @@ class RosterState(_Record):
         return self.model_dump_json(indent=1).encode() + b"\n"
 
     def with_change(self, change: AliasChange) -> RosterState:
-        """The alias points to `change.new`, and nothing is pending for it; the log grows unless it did already."""
-        settled = self.without_pending(change.name)
+        """The alias points to `change.new`; the log grows unless it did already."""
         if self.aliases.get(change.name) == change.new:
-            return settled
+            return self
         aliases = {**self.aliases, change.name: change.new}
-        return settled.model_copy(update={"aliases": aliases, "log": (*self.log, change)})
+        return self.model_copy(update={"aliases": aliases, "log": (*self.log, change)})
 
     def change(self, change_id: str) -> AliasChange | None:
         """The entry that this call made; None when it made none."""
@@ -132,15 +131,16 @@ class RosterState(_Record):
 
     def with_pending(self, name: str, pending: Pending) -> RosterState:
         """Replicas that start from now on load this version too."""
-        return self.model_copy(update={"pending": {**self.pending, name: pending}})
+        others = self.without_pending(name, pending.app).pending
+        return self.model_copy(update={"pending": {**others, name: (*others.get(name, ()), pending)}})
 
-    def without_pending(self, name: str) -> RosterState:
-        """Nothing is being prepared for the alias."""
-        return self.model_copy(update={"pending": {n: p for n, p in self.pending.items() if n != name}})
-
-    def without_pending_of(self, app: str) -> RosterState:
-        """Nothing is being prepared on this app: whoever did it is dead."""
-        return self.model_copy(update={"pending": {n: p for n, p in self.pending.items() if p.app != app}})
+    def without_pending(self, name: str | None = None, app: str | None = None) -> RosterState:
+        """Nothing is being prepared for this alias on this app; None: for any alias, on any app."""
+        kept = {
+            n: tuple(p for p in pending if not (name in (None, n) and app in (None, p.app)))
+            for n, pending in self.pending.items()
+        }
+        return self.model_copy(update={"pending": {n: pending for n, pending in kept.items() if pending}})
 
     def span_of(self, run: str, block: int) -> Span | None:
         """The span that covers a bound block; None for a block that was not decided yet.
@@ -206,22 +206,27 @@ class RosterState(_Record):
         """The app is gone."""
         return self.model_copy(update={"apps": {k: app for k, app in self.apps.items() if k != key}})
 
-    def required(self, now: float) -> set[str]:
-        """`name@version` of all alias targets, of what is being prepared, and of what live runs asked for or were
-        last bound to."""
-        return {teacher for teacher, _ in self.needs(now)}
+    def required(self, now: float, app: str | None = None) -> list[str]:
+        """`name@version` of all alias targets, of what live runs asked for or were last bound to, and last of what is
+        being prepared; each once. app: as in `needs`."""
+        return list(dict.fromkeys(teacher for teacher, _ in self.needs(now, app)))
 
-    def needs(self, now: float) -> Iterator[tuple[str, str]]:
-        """Every `name@version` that must stay, and who needs it, for people."""
-        for name, version in self.aliases.items():
+    def needs(self, now: float, app: str | None = None) -> Iterator[tuple[str, str]]:
+        """Every `name@version` that must stay, and who needs it, for people; what is only being prepared comes last.
+
+        app: whose leases and promotions count, None for all. Aliases count for every app.
+        """
+        for name, version in sorted(self.aliases.items()):
             yield f"{name}@{version}", f"alias {name}"
-        for name, pending in self.pending.items():
-            yield f"{name}@{pending.version}", f"a promotion of {name} that is under way"
-        for run, lease in self.leases.items():
-            if lease.expires_at > now:
+        for run, lease in sorted(self.leases.items()):
+            if lease.expires_at > now and app in (None, lease.app):
                 recent = self.timelines[run].recent() if run in self.timelines else set()
                 for teacher in sorted({lease.teacher, *recent}):
                     yield teacher, f"run {run}"
+        for name, pending in sorted(self.pending.items()):
+            for one in pending:
+                if app in (None, one.app):
+                    yield f"{name}@{one.version}", f"a promotion of {name} that is under way"
 
     def addresses(self, now: float) -> list[str]:
         """The addresses of the clusters on which teachers of this library are served now, sorted."""

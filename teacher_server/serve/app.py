@@ -63,6 +63,7 @@ class TeacherReplica:
 
         self._replica = Replica(
             library_root,
+            app_key=app_key(),
             num_threads=max(1, int(options.num_cpus)),
             device="cuda" if options.num_gpus > 0 else "cpu",
             max_queued_clips=options.max_queued_clips,
@@ -102,6 +103,15 @@ def app_status() -> ApplicationStatus:
     """NOT_STARTED when Serve does not run or knows no teacher app."""
     app = serve.status().applications.get(APP_NAME)
     return ApplicationStatus.NOT_STARTED if app is None else app.status
+
+
+def app_key() -> str:
+    """The teacher app of this cluster, told apart from those of others that share a roster file by the id of the head
+    node. Raises TeacherUnavailable."""
+    for node in ray.nodes():
+        if "node:__internal_head__" in node["Resources"]:
+            return f"{node['NodeID']}/{APP_NAME}"
+    raise TeacherUnavailable("roster", 0.0, "this cluster lists no head node")
 
 
 def is_deployed(status: ApplicationStatus) -> bool:

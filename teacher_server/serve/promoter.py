@@ -64,8 +64,10 @@ class Promoter:
 
         A rollback passes no gate; where no replica runs there is none, and a floor cannot be passed. Asked again with
         the same change_id, or for where the alias points already, it does nothing. Raises as Roster.begin and commit,
-        what keeps a replica from loading the version, GateRefused, and TeacherUnavailable when a replica died.
+        what keeps a replica from loading the version, GateRefused, and TeacherUnavailable when a replica died or the
+        deadline has passed: nobody waits for the outcome any more.
         """
+        self._check_time(request, deadline)
         proposal = self._roster.begin(request, self._app_key)
         if proposal.settled:
             return Promotion(proposal.teacher, proposal.previous)
@@ -79,11 +81,17 @@ class Promoter:
                 with self._timed(seconds, "gate"):
                     gate = self._gate(proposal, floors, deadline, deployed=deployed)
             with self._timed(seconds, "commit"):
+                self._check_time(request, deadline)
                 self._roster.commit(proposal)
         except BaseException:
             self._undo(proposal)
             raise
         return Promotion(proposal.teacher, proposal.previous, gate, seconds)
+
+    def _check_time(self, request: AliasRequest, deadline: float) -> None:
+        late_s = self._clock() - deadline
+        if late_s > 0:
+            raise TeacherUnavailable(request.name, late_s, "the time for moving the alias is up, it is as it was")
 
     def _prepare(self, proposal: Proposal, deadline: float, *, deployed: bool) -> None:
         if not deployed:
@@ -126,8 +134,8 @@ class Promoter:
         """Nothing is pending, and the replicas give the memory back. What goes wrong here is logged only: the caller
         must hear why the version was not promoted."""
         try:
-            self._roster.abort(proposal.request.name)
-            self._roster.check_unused(proposal.teacher)
+            self._roster.abort(proposal.request.name, self._app_key)
+            self._roster.check_unused(proposal.teacher, self._app_key)
             if self._replicas.is_deployed():
                 self._replicas.evict(proposal.teacher, self._clock() + UNDO_LIMIT_S, keep_out=False)
         except TeacherInUse:

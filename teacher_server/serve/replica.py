@@ -8,6 +8,7 @@ infer(query) ──► resident? ──► check ──► shared? ──► Bat
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import time
@@ -17,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import ray
+import torch
 from numpy.typing import NDArray
 
 from data.errors import DataError
-from data.views import ViewBatch
 from teacher_server.answering import (
     ClipShape,
     StoreCache,
@@ -31,14 +32,21 @@ from teacher_server.answering import (
     make_reply,
 )
 from teacher_server.batching.batcher import Batched, Batcher, BatchRecord, Part
-from teacher_server.batching.recent import RecentQuestions
+from teacher_server.batching.recent import RecentQuestions, RecentViews
 from teacher_server.batching.sharing import SharedAnswers, share_key
 from teacher_server.engine.ensemble import load_teacher
 from teacher_server.engine.teacher import Teacher, TeacherAnswer
-from teacher_server.errors import TeacherError
+from teacher_server.errors import TeacherError, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.promotion import GateReport
-from teacher_server.protocol import PhaseSeconds, TeacherId, TeacherQuery, TeacherReply, new_request_id
+from teacher_server.protocol import (
+    MAX_TIMEOUT_S,
+    PhaseSeconds,
+    TeacherId,
+    TeacherQuery,
+    TeacherReply,
+    new_request_id,
+)
 from teacher_server.roster.roster import Roster
 from teacher_server.serve.gate import NO_ITEMS, ForwardTime, compare_logits
 from teacher_server.serve.metrics import ReplicaMetrics
@@ -49,6 +57,8 @@ STUCK_AFTER_S = 300.0
 MAX_SHARED_ANSWERS = 64  # some steps of several students; an answer is logits and features, no pixels
 GATE_RUN = "(gate)"
 GATE_WEIGHT = 0.25  # of a run's share
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,16 +74,27 @@ class _BatchKey:
 
 class Replica:
     """Ready once it holds what the roster says that aliases, promotions and live runs need; others are loaded when
-    asked for."""
+    asked for.
+
+    app_key: whose promotions and runs those are, None for those of all apps that share the roster's file.
+    """
 
     def __init__(
-        self, library_root: str, *, num_threads: int, device: str, max_queued_clips: int, budget_bytes: int
+        self,
+        library_root: str,
+        *,
+        num_threads: int,
+        device: str,
+        max_queued_clips: int,
+        budget_bytes: int,
+        app_key: str | None = None,
     ) -> None:
         self._num_threads = num_threads
         self._library = TeacherLibrary(Path(library_root))
         self._device = device
         self._stores = StoreCache()
         self._metrics = ReplicaMetrics()
+        self._device_fault = ""  # what a forward pass on the GPU failed with; such a process is not used any more
         self._batches = self._batch_requests = self._batch_clips = 0
         self._forward_times: dict[TeacherId, ForwardTime] = {}
         self._shared: SharedAnswers[Batched[TeacherAnswer]] = SharedAnswers(MAX_SHARED_ANSWERS)
@@ -95,8 +116,8 @@ class Replica:
             on_change=lambda teacher, num_bytes: self._metrics.resident(str(teacher), num_bytes),
         )
         # Read again after loading: a promotion that began meanwhile could not see this replica.
-        while missing := roster.required() - self._residents.known():
-            self._residents.load_now(sorted(missing))
+        while missing := [teacher for teacher in roster.required(app_key) if teacher not in self._residents.known()]:
+            self._residents.load_now(missing)
 
     @property
     def queued_clips(self) -> int:
@@ -132,18 +153,23 @@ class Replica:
 
     async def compare(self, old: TeacherId, new: TeacherId, items: int, limit_s: float) -> GateReport:
         """Asks both versions about the views of recent questions, as a run of little weight, for at most limit_s
-        seconds. Views that cannot be answered are left out; so is everything when the old version is not loaded."""
+        seconds. Views that cannot be answered are left out; so is everything when the old version is not loaded. The
+        first chunk of each clip shape is asked beforehand too: a new shape's first pass sets its kernels up, which is
+        no part of the latency and should not meet the first student."""
         if old not in self._residents or new not in self._residents:
             return NO_ITEMS
         deadline = time.monotonic() + limit_s
         with self._residents.use(old, GATE_RUN) as teacher, self._residents.use(new, GATE_RUN):
+
+            async def ask_both(chunk: RecentViews) -> list[TeacherAnswer | None]:
+                return await asyncio.gather(*(self._ask_for_gate(who, chunk, deadline) for who in (old, new)))
+
+            recent = self._recent.take(teacher.card.views_per_item, None, items)
+            chunks = [chunk for views in recent for chunk in _chunks(views, teacher.card.chunk_items)]
+            for chunk in {_shape(chunk): chunk for chunk in chunks}.values():
+                await ask_both(chunk)
             before = {who: self._forward_times.get(who, ForwardTime()) for who in (old, new)}
-            answers = []
-            for views in self._recent.take(teacher.card.views_per_item, None, items):
-                for first in range(0, views.batch.num_items, teacher.card.chunk_items):
-                    chunk = views.batch.items(first, min(first + teacher.card.chunk_items, views.batch.num_items))
-                    asking = (self._ask_for_gate(who, chunk, views.store, deadline) for who in (old, new))
-                    answers.append(await asyncio.gather(*asking))
+            answers = [await ask_both(chunk) for chunk in chunks]
             times = {who: self._forward_times.get(who, ForwardTime()) - before[who] for who in (old, new)}
         pairs = [(a.logits, b.logits) for a, b in answers if a is not None and b is not None]
         if not pairs:
@@ -170,7 +196,10 @@ class Replica:
         )
 
     def check_health(self) -> None:
-        """Serve replaces a replica whose check raises: one whose forward pass does not come back."""
+        """Serve replaces a replica whose check raises: one whose forward pass does not come back, or whose GPU failed,
+        for after a fault every later pass of the process fails too."""
+        if self._device_fault:
+            raise RuntimeError(f"a forward pass on {self._device} failed: {self._device_fault}")
         busy_s = self._batcher.busy_for_s()
         if busy_s > STUCK_AFTER_S:
             raise RuntimeError(f"a forward pass has taken {busy_s:.0f} s, at most {STUCK_AFTER_S:.0f} s are expected")
@@ -201,19 +230,20 @@ class Replica:
             weight=query.weight,
         )
 
-    async def _ask_for_gate(
-        self, teacher: TeacherId, chunk: ViewBatch, store: str, deadline: float
-    ) -> TeacherAnswer | None:
+    async def _ask_for_gate(self, teacher: TeacherId, chunk: RecentViews, deadline: float) -> TeacherAnswer | None:
         """A version's answer to views; None when it cannot be had."""
+        limit_s = min(deadline - time.monotonic(), MAX_TIMEOUT_S)
+        if limit_s <= 0:
+            return None
         query = TeacherQuery(
             request_id=new_request_id(),
             teacher=teacher,
             temperature=1.0,
-            views_per_item=chunk.views_per_item,
+            views_per_item=chunk.batch.views_per_item,
             run=GATE_RUN,
-            views=chunk.to_bytes(),
-            store=store,
-            timeout_s=deadline - time.monotonic(),
+            views=chunk.batch.to_bytes(),
+            store=chunk.store,
+            timeout_s=limit_s,
             weight=GATE_WEIGHT,
         )
         try:
@@ -224,16 +254,43 @@ class Replica:
     def _forward(self, key: _BatchKey, parts: Sequence[Part[NDArray[np.uint8]]]) -> list[TeacherAnswer]:
         teacher = self._residents[key.teacher]
         began = time.monotonic()
-        answers = answer_together(teacher, parts)
+        try:
+            answers = answer_together(teacher, parts)
+        except TeacherError:
+            raise
+        except (RuntimeError, MemoryError) as error:  # torch's: no memory left, a fault of the device
+            raise self._failed_pass(key, error) from error
         took = ForwardTime(time.monotonic() - began, _padded_clips(teacher, parts))
         self._forward_times[key.teacher] = self._forward_times.get(key.teacher, ForwardTime()) + took
         return answers
+
+    def _failed_pass(self, key: _BatchKey, error: Exception) -> TeacherUnavailable:
+        """What those are told who had a part in it: another replica, or this one later, may answer them."""
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)  # the next pass may fit
+        if self._device != "cpu" and not out_of_memory:
+            self._device_fault = reason
+        logger.error("a forward pass of %s on %s failed: %s", key, self._device, reason)
+        return TeacherUnavailable(str(key), 0.0, f"its forward pass failed: {reason}")
 
     def _count_batch(self, record: BatchRecord) -> None:
         self._batches += 1
         self._batch_requests += record.requests
         self._batch_clips += record.clips
         self._metrics.batch(record)
+
+
+def _chunks(views: RecentViews, chunk_items: int) -> list[RecentViews]:
+    """The same items, at most `chunk_items` at a time."""
+    starts = range(0, views.batch.num_items, chunk_items)
+    ends = (min(first + chunk_items, views.batch.num_items) for first in starts)
+    return [RecentViews(views.batch.items(*span), views.store) for span in zip(starts, ends, strict=True)]
+
+
+def _shape(views: RecentViews) -> tuple[int, int, int]:
+    """Frames, height and width of a question's clips, which all have the same."""
+    clip_len, height, width = views.batch.records[0][["clip_len", "crop_h", "crop_w"]].item()
+    return clip_len, height, width
 
 
 def _padded_clips(teacher: Teacher, parts: Sequence[Part[NDArray[np.uint8]]]) -> int:

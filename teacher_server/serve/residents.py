@@ -134,6 +134,8 @@ class Residents:
             self._kept_out.add(teacher)
         if teacher in self._loads:
             await asyncio.shield(self._loads[teacher])
+            if keep_out:
+                self._kept_out.add(teacher)  # again: a load that was under way has let it in
         if teacher not in self._held or teacher in self._leaving:
             return False
         self._leaving[teacher] = asyncio.Event()
@@ -189,8 +191,9 @@ class Residents:
             self._check_room(teacher, held.num_bytes)
         except TeacherError as error:
             return error
-        except RuntimeError as error:  # torch's, such as no memory left on the device
-            return LibraryError(str(teacher), f"cannot be loaded: {str(error).splitlines()[0]}")
+        except (RuntimeError, OSError, MemoryError) as error:  # torch's, such as no memory on the device; the disk's
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            return LibraryError(str(teacher), f"cannot be loaded: {reason}")
         return held
 
     def _settle(self, teacher: TeacherId, outcome: Teacher | TeacherError | None) -> None:

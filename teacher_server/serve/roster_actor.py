@@ -18,9 +18,8 @@ import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from teacher_server.clients.serve import APP_NAME
 from teacher_server.contract import Acquired
-from teacher_server.errors import TeacherError, TeacherUnavailable, UnknownTeacher
+from teacher_server.errors import TeacherError, UnknownTeacher
 from teacher_server.library import TeacherLibrary
 from teacher_server.promotion import AliasRequest, GateFloors, Promotion
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
@@ -45,7 +44,7 @@ class RosterActor:
     async def __init__(self, library_root: str) -> None:  # type: ignore[misc]  # Ray awaits it
         self._library_root = library_root
         self._roster = Roster(TeacherLibrary(Path(library_root)))
-        self._app_key = f"{_cluster_id()}/{APP_NAME}"
+        self._app_key = app.app_key()
         self._address = ray.get_runtime_context().gcs_address
         self._replicas = ServeReplicas(library_root)
         self._promoter = Promoter(self._roster, self._app_key, self._replicas)
@@ -158,13 +157,20 @@ class RosterActor:
         app.wait_until_running(teacher, deadline)
         self._roster.note_app(self._app_key, self._address)
 
-    def _release(self, run: str) -> None:
-        """The app goes before its last lease: after a crash in between, the lease runs out and it is tried again."""
+    def _release(self, run: str, *, only_expired: bool = False) -> bool:
+        """Whether a lease ended. only_expired: one that was renewed meanwhile stays.
+
+        The app goes before its last lease: after a crash in between, the lease runs out and it is tried again. Then
+        the lease goes too, renewed or not: the run must acquire again, and gets another app.
+        """
+        if only_expired and run not in self._roster.expired(self._app_key):
+            return False
         leases = self._roster.leases(self._app_key)
         lease = leases.get(run)
         if lease is not None and lease.started_by_run and len(leases) == 1:
             self._delete_app()
-        self._roster.release(run)
+            only_expired = False
+        return self._roster.release(run, only_expired=only_expired) is not None
 
     def _delete_app(self) -> None:
         app.delete_app()
@@ -184,10 +190,9 @@ class RosterActor:
         return held
 
     def _sweep(self) -> list[str]:
-        runs = self._roster.expired(self._app_key)
+        runs = [run for run in self._roster.expired(self._app_key) if self._release(run, only_expired=True)]
         for run in runs:
             logger.warning("run %s has not renewed its lease: released", run)
-            self._release(run)
         if self._replicas.is_deployed():
             self._roster.note_app(self._app_key, self._address)
         else:
@@ -217,11 +222,3 @@ def roster_handle(library_root: Path) -> ray.actor.ActorHandle:
         max_restarts=-1,
     )
     return actor.remote(str(library_root))
-
-
-def _cluster_id() -> str:
-    """Tells apart the clusters that share a roster file: the id of the head node."""
-    for node in ray.nodes():
-        if "node:__internal_head__" in node["Resources"]:
-            return str(node["NodeID"])
-    raise TeacherUnavailable("roster", 0.0, "this cluster lists no head node")

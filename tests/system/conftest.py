@@ -1,15 +1,71 @@
-"""A private Ray cluster, and the tiny library and store of the unit tests."""
+"""A private Ray cluster, the tiny library and store of the unit tests, and what the tests of the promises share.
+
+--full   their full form, as `make chaos` runs it      --seed N   of the faults; the same seed gives the same faults
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
+FULL_LIMIT_S = 3600
+FIGURES = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """See above."""
+    group = parser.getgroup("promises")
+    group.addoption("--full", action="store_true", help="the promises' tests in their full form: an hour")
+    group.addoption("--seed", type=int, default=0, help="of the faults of the promises' tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Room for the figures."""
+    config.stash[FIGURES] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The full form takes longer than the limit of pyproject.toml."""
+    if config.getoption("--full"):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(FULL_LIMIT_S))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The figures of the promises, at the end."""
+    if config.stash[FIGURES]:
+        terminalreporter.section("promises: what was measured, and what is asked")
+        terminalreporter.write("\n".join([*config.stash[FIGURES], ""]))
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether the full form is asked for."""
+    return bool(pytestconfig.getoption("--full"))
+
+
+@pytest.fixture(scope="session")
+def seed(pytestconfig: pytest.Config) -> int:
+    """Of the faults."""
+    return int(pytestconfig.getoption("--seed"))
+
+
+@pytest.fixture(scope="session")
+def figure(pytestconfig: pytest.Config, seed: int) -> Callable[[int, str, str], None]:
+    """Notes and prints one line: the promise's number, what was measured, what is asked."""
+
+    def note(promise: int, measured: str, asked: str) -> None:
+        line = f"promise {promise}, seed {seed}: {measured}; asked: {asked}"
+        pytestconfig.stash[FIGURES].append(line)
+        print(line, flush=True)
+
+    return note
 
 
 def load_by_path(path: Path) -> ModuleType:
@@ -18,6 +74,7 @@ def load_by_path(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
 
@@ -32,6 +89,18 @@ def tiny() -> ModuleType:
 def sandbox() -> ModuleType:
     """The surroundings in which commands are run as a user runs them."""
     return load_by_path(Path(__file__).with_name("sandbox.py"))
+
+
+@pytest.fixture(scope="session")
+def load() -> ModuleType:
+    """Students and the content oracle."""
+    return load_by_path(Path(__file__).with_name("load.py"))
+
+
+@pytest.fixture(scope="session")
+def fault_stage() -> ModuleType:
+    """A cluster with teachers, and training commands on it."""
+    return load_by_path(Path(__file__).with_name("fault_stage.py"))
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,13 @@ from typing import Any
 import psutil
 import ray
 
-from teacher_server.app import DeployOptions
-from teacher_server.deployment import TeacherService
 from teacher_server.errors import TeacherUnavailable
 from teacher_server.library import TeacherLibrary
+from teacher_server.serve.app import DeployOptions
+from teacher_server.serve.deployment import TeacherService
 
 SETTINGS = (
-    "--teacher", "alpha@1", "--clip-len", "8", "--crop", "32", "--width", "0.25", "--no-evaluate",
-    "--checkpoint-every", "4",
+    "--teacher", "alpha@1", "--clip-len", "8", "--crop", "32", "--no-evaluate", "--checkpoint-every", "4",
 )  # fmt: skip
 STEPS_PER_EPOCH = 3
 IN_DRIVER = ("--num-workers", "0")
@@ -42,16 +41,17 @@ PATIENCE_S = 240.0
 
 @dataclass(frozen=True)
 class Stall:
-    """The longest step before a fault, the first one left out, and the longest one after it, in seconds."""
+    """The longest step before any fault, the first one left out, and the longest one after this fault, in seconds."""
 
     normal_s: float
     longest_s: float
 
     @classmethod
-    def of(cls, steps: list[dict[str, Any]], at: int, until: int) -> Stall:
-        """From step records; the fault came after step `at`."""
+    def of(cls, steps: list[dict[str, Any]], at: int, until: int, first_fault: int | None = None) -> Stall:
+        """From step records; the fault came after step `at`, the run's first one after step `first_fault`."""
+        before = at if first_fault is None else first_fault
         return cls(
-            max(record["seconds"] for record in steps if 2 <= record["step"] <= at),
+            max(record["seconds"] for record in steps if 2 <= record["step"] <= before),
             max(record["seconds"] for record in steps if at < record["step"] <= until),
         )
 
@@ -76,8 +76,11 @@ class Stage:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         self.gateway = f"http://127.0.0.1:{port}"
-        self.run_command("-m", "services.cli", "serve", "--port", str(port))
         self.service = TeacherService.connect(self.library.root)
+
+    def serve(self) -> None:
+        """The operator's teachers and gateway, by the real command."""
+        self.run_command("-m", "services.cli", "serve", "--port", self.gateway.rpartition(":")[2])
         self._replicas = 1
 
     def teachers(self, num: int) -> list[int]:
@@ -130,9 +133,9 @@ class Stage:
         """Steps done."""
         return len(self.box.steps(run_id))
 
-    def stalls(self, run_id: str, at: int, until: int = sys.maxsize) -> Stall:
-        """How a fault after step `at` showed up to step `until`."""
-        return Stall.of(self.box.steps(run_id), at, until)
+    def stall(self, run_id: str, at: int, until: int = sys.maxsize, *, first_fault: int | None = None) -> Stall:
+        """How a fault after step `at` showed up to step `until`. first_fault: of the run, if there was an earlier."""
+        return Stall.of(self.box.steps(run_id), at, until, first_fault)
 
     def kill_training_worker(self) -> None:
         """SIGKILL to the one Ray Train worker of this process's cluster."""
@@ -142,7 +145,7 @@ class Stage:
     def kill_command(self, process: subprocess.Popen[str]) -> None:
         """SIGKILL to the whole command; returns when the cluster has noticed."""
         process.kill()
-        process.wait(timeout=60)
+        process.communicate(timeout=60)
         wait_until(lambda: not training_workers(), "the end of the killed command's worker")
 
 

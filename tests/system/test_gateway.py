@@ -18,12 +18,12 @@ import yaml
 
 from data.store import ClipStore
 from data.views_arrow import to_arrow
-from teacher_server.deployment import TeacherService
-from teacher_server.http_client import HttpTeacherClient
-from teacher_server.http_control import HttpOperatorControl, HttpRunControl
-from teacher_server.inprocess import InProcessTeacherClient
+from teacher_server.clients.http import HttpTeacherClient
+from teacher_server.clients.http_control import HttpOperatorControl, HttpRunControl
+from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherQuery, TeacherRef, new_request_id
+from teacher_server.serve.deployment import TeacherService
 
 pytestmark = pytest.mark.system
 

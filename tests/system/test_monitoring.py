@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 from teacher_server.library import TeacherLibrary
-from teacher_server.roster import Roster
+from teacher_server.roster.roster import Roster
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 

@@ -27,8 +27,9 @@ from data.input_spec import InputSpec
 from data.prepare import prepare
 from data.render import render_batch
 from data.store import ClipStore
-from teacher_server.client import APP_NAME, ServeTeacherClient
-from teacher_server.deployment import DeployOptions, TeacherService
+from teacher_server.clients.inprocess import InProcessTeacherClient
+from teacher_server.clients.retry import Asker, Prefetcher, RetryPolicy
+from teacher_server.clients.serve import APP_NAME, ServeTeacherClient
 from teacher_server.errors import (
     AliasMoved,
     BadReply,
@@ -42,14 +43,13 @@ from teacher_server.errors import (
     TeacherUnavailable,
     UnknownTeacher,
 )
-from teacher_server.gate import ForwardTime, compare_logits
-from teacher_server.inprocess import InProcessTeacherClient
 from teacher_server.library import WEIGHTS, TeacherLibrary
 from teacher_server.promotion import GateFloors
 from teacher_server.protocol import TeacherId, TeacherQuery, TeacherRef, new_request_id
-from teacher_server.retry import Asker, Prefetcher, RetryPolicy
-from teacher_server.roster import Roster
-from teacher_server.roster_actor import NAMESPACE, ROSTER_NAME
+from teacher_server.roster.roster import Roster
+from teacher_server.serve.deployment import DeployOptions, TeacherService
+from teacher_server.serve.gate import ForwardTime, compare_logits
+from teacher_server.serve.roster_actor import NAMESPACE, ROSTER_NAME
 from teacher_server.zoo.network import VideoNetwork
 from trainer.losses import distill_loss
 

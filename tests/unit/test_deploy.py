@@ -114,7 +114,7 @@ def test_prometheus_scrapes_ray_through_files_and_the_exporter_at_its_default_ad
     (static,) = jobs["preceptor"]["static_configs"]
     assert static["targets"] == ["127.0.0.1:9109"]
     source = (REPOSITORY / "services" / "exporter.py").read_text()
-    assert 'def main(host: str = "127.0.0.1", port: int = 9109)' in source
+    assert 'def main(host: str = "127.0.0.1", port: int = 9109,' in source
 
 
 def test_promtool_accepts_the_scrape_configuration() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from teacher_server.errors import AliasMoved, BadQuery, LibraryError, TeacherInUse, TeacherMismatch, UnknownTeacher
-from teacher_server.library import WEIGHTS, TeacherLibrary
+from teacher_server.library import WEIGHTS, TeacherEntry, TeacherLibrary
 from teacher_server.promotion import AliasRequest
 from teacher_server.protocol import TeacherId, TeacherRef
 from teacher_server.roster.roster import LEASE_TTL_S, Roster
@@ -67,7 +68,7 @@ def rollback(roster: Roster) -> TeacherId:
 def test_a_version_that_is_being_prepared_is_loaded_by_replicas_that_start_meanwhile(roster: Roster) -> None:
     proposal = roster.begin(AliasRequest("alpha", 2, "ann"), "here/app")
     assert (proposal.teacher, proposal.previous) == (TWO, ONE)
-    assert Roster(roster.library, roster.path).required() == {ONE, TWO}
+    assert Roster(roster.library, roster.path).required() == [ONE, TWO]
     assert roster.resolve(ALPHA) == ONE
 
 
@@ -91,6 +92,58 @@ def test_only_the_cluster_that_prepares_a_version_gives_it_up(roster: Roster) ->
     assert "alpha" in roster.state().pending
     roster.abort_all("here/app")
     assert roster.state().pending == {}
+
+
+def test_two_clusters_that_prepare_versions_of_one_alias_do_not_give_up_each_others(roster: Roster) -> None:
+    here, there = AliasRequest("alpha", 2, "ann"), AliasRequest("alpha", 3, "bob")
+    roster.begin(here, "here/app")
+    proposal = roster.begin(there, "there/app")
+    assert roster.required("here/app") == [ONE, TWO]
+    assert roster.required("there/app") == [ONE, THREE]
+    assert roster.required() == [ONE, TWO, THREE]
+    roster.abort("alpha", "here/app")
+    assert roster.required() == [ONE, THREE]
+    roster.begin(here, "here/app")
+    roster.commit(proposal)
+    assert roster.required() == [THREE, TWO]
+
+
+def test_what_is_only_being_prepared_is_loaded_last(roster: Roster) -> None:
+    promote(roster, 3)
+    roster.begin(AliasRequest("alpha", 1, "ann"), "here/app")
+    roster.acquire("run", "here/app", TWO, deploying=True)
+    assert roster.required() == [THREE, TWO, ONE]
+    roster.acquire("run", "here/app", ONE, deploying=True)
+    assert roster.required() == [THREE, ONE]
+
+
+def test_no_file_is_hashed_under_the_lock_when_a_move_begins(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch, four_versions: TeacherLibrary
+) -> None:
+    """Every run's bind would wait for it."""
+    read_entry, hashed = four_versions.entry, []
+
+    def entry(teacher: TeacherId) -> TeacherEntry:
+        with roster.path.with_suffix(".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while somebody holds it
+        hashed.append(teacher)
+        return read_entry(teacher)
+
+    monkeypatch.setattr(four_versions, "entry", entry)
+    roster.begin(AliasRequest("alpha", 2, "ann"), "here/app")
+    fresh = Roster(four_versions, roster.path)
+    fresh.resolve(TeacherRef("alpha", 3))
+    assert hashed == [TWO, THREE]
+
+
+def test_an_alias_that_was_made_meanwhile_is_not_overwritten(four_versions: TeacherLibrary, tmp_path: Path) -> None:
+    roster = Roster(four_versions, tmp_path / "new.json")
+    proposal = roster.begin(AliasRequest("alpha", 2, "ann"), "here/app")
+    assert proposal.previous is None
+    roster.resolve(ALPHA)  # a run's first use
+    with pytest.raises(AliasMoved, match="alias alpha was expected not to exist yet, it points to 1"):
+        roster.commit(proposal)
+    assert roster.state().aliases == {"alpha": 1}
 
 
 def test_an_alias_that_moved_meanwhile_is_not_moved_again(roster: Roster) -> None:

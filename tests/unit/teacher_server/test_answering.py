@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teacher_server.answering import answer_together, join_answers
+from data.views import VIEW_DTYPE, ViewBatch
+from teacher_server.answering import MAX_QUESTION_BYTES, ClipShape, answer_together, check_query, join_answers
 from teacher_server.batching.batcher import Batcher, Part
+from teacher_server.card import MAX_CHUNK_BYTES, Card
 from teacher_server.engine.teacher import Teacher, TeacherAnswer
+from teacher_server.errors import BadQuery
+from teacher_server.protocol import TeacherId, TeacherQuery
 
 VIEWS = 3
 Pixels = NDArray[np.uint8]
@@ -85,3 +89,31 @@ def test_questions_through_the_batcher_get_the_answers_that_they_would_get_alone
         assert_same(answer, SumTeacher().answer(pixels))
     assert max(teacher.passes) <= 4
     assert sum(teacher.passes) == 29
+
+
+def card_of(chunk_items: int) -> Card:
+    """Of a teacher that takes clips of 112x112."""
+    names = SimpleNamespace(views_per_item=1, min_clip_len=8, crop=112, resize=False, chunk_items=chunk_items)
+    return cast(Card, names)
+
+
+def views_of(clips: int, clip_len: int) -> TeacherQuery:
+    """A question about this many clips of 112x112; no store is looked at."""
+    records = np.zeros(clips, VIEW_DTYPE)
+    records["clip_len"], records["crop_h"], records["crop_w"] = clip_len, 112, 112
+    views = ViewBatch(records, 1, "00" * 16).to_bytes()
+    return TeacherQuery("r", TeacherId("x", 1), 1.0, 1, views=views, store="/s")
+
+
+def test_a_chunk_of_clips_may_have_as_many_bytes_as_a_card_allows_and_no_more() -> None:
+    longest = MAX_CHUNK_BYTES // (8 * 112 * 112 * 3)
+    assert check_query(views_of(1, longest), card_of(8)) == ClipShape(longest, 112, 112)
+    with pytest.raises(BadQuery, match=rf"8 items of 1 clips at a time, .* at most {MAX_CHUNK_BYTES}"):
+        check_query(views_of(1, longest + 1), card_of(8))
+
+
+def test_a_question_may_ask_for_a_bounded_number_of_bytes() -> None:
+    most = MAX_QUESTION_BYTES // (64 * 112 * 112 * 3)
+    assert check_query(views_of(most, 64), card_of(8)).num_bytes * most <= MAX_QUESTION_BYTES
+    with pytest.raises(BadQuery, match="split it"):
+        check_query(views_of(most + 1, 64), card_of(8))

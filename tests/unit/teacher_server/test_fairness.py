@@ -148,6 +148,21 @@ def test_a_run_that_returns_at_once_keeps_the_debt_that_it_has() -> None:
     assert (got["hasty"] - got["patient"]) * CLIPS <= 2 * CREDIT_CLIPS
 
 
+@pytest.mark.parametrize("first_weight", [0.1, 1.0, 10.0])
+def test_a_run_that_changes_its_weight_owes_the_same_clips_and_has_its_new_share_from_then_on(
+    first_weight: float,
+) -> None:
+    queue: Queue = FairQueue()
+    ask(queue, "steady", 200)
+    ask(queue, "changing", 1, weight=first_weight)
+    next_pass(queue)
+    for _ in range(20):
+        ask(queue, "changing", 16)
+        ask(queue, "steady", 16)
+    shares = items_by_run(next_pass(queue) for _ in range(30))
+    assert abs(shares["changing"] - shares["steady"]) * CLIPS <= CREDIT_CLIPS + 2 * PASS_ITEMS * CLIPS
+
+
 def test_within_a_run_the_oldest_goes_first_and_a_request_is_split_between_passes_by_whole_items() -> None:
     queue: Queue = FairQueue()
     first, second = ask(queue, "a", 20), ask(queue, "a", 20)

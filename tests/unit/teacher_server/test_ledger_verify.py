@@ -146,11 +146,13 @@ def test_other_weights_in_the_library_are_refused(folder, tiny, tmp_path):
         verify_ledger(folder, library, sample=1, seed=0)
 
 
-def test_an_engine_that_this_machine_lacks_is_named(folder, library, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    header = dataclasses.replace(read_header(folder), engine="cuda")
+@pytest.mark.parametrize("available", [False, True])
+def test_an_engine_that_this_machine_lacks_is_named(folder, library, monkeypatch, available):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: available)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "NVIDIA L4")
+    header = dataclasses.replace(read_header(folder), engine="cuda:nvidia-h200")
     for path in folder.iterdir():
         path.unlink()
     (folder / "ledger.json").write_bytes(header.to_bytes())
-    with pytest.raises(LedgerError, match="recorded on cuda, which this machine lacks"):
+    with pytest.raises(LedgerError, match="recorded on cuda:nvidia-h200, which this machine lacks"):
         verify_ledger(folder, library, sample=1, seed=0)

@@ -254,6 +254,23 @@ def test_nothing_changes_when_the_alias_moves_meanwhile(replicas: FakeReplicas) 
     assert [entry.who for entry in replicas.roster.state().log] == ["roster", "bob"]
 
 
+def test_a_move_whose_time_is_up_before_it_begins_asks_nobody(replicas: FakeReplicas) -> None:
+    clock = Clock()
+    clock.now = 61.0
+    with pytest.raises(TeacherUnavailable, match="the time for moving the alias is up"):
+        move(replicas, clock=clock)
+    assert replicas.calls == []
+    assert_nothing_changed(replicas)
+
+
+def test_nothing_changes_when_the_time_is_up_before_the_commit(replicas: FakeReplicas) -> None:
+    clock = Clock()
+    replicas.on_describe = lambda: clock.sleep(61.0)
+    with pytest.raises(TeacherUnavailable, match="the time for moving the alias is up"):
+        move(replicas, clock=clock)
+    assert_nothing_changed(replicas)
+
+
 def test_a_refused_version_that_a_run_is_bound_to_stays_loaded(replicas: FakeReplicas) -> None:
     replicas.roster.acquire("pinned", KEY, TWO, deploying=False)
     with pytest.raises(GateRefused):

@@ -32,6 +32,7 @@ class World:
         self.bound: set[tuple[str, TeacherId]] = set()
         self.broken: dict[TeacherId, Exception] = {}
         self.sizes: list[tuple[TeacherId, int]] = []
+        self.loading = threading.Event()
         self.may_load = threading.Event()
         self.may_load.set()
         self._num_bytes = num_bytes
@@ -44,6 +45,7 @@ class World:
         )
 
     def _load(self, entry: TeacherEntry) -> FakeTeacher:
+        self.loading.set()
         assert self.may_load.wait(timeout=10)
         self.loads.append(entry.teacher)
         if entry.teacher in self.broken:
@@ -111,7 +113,13 @@ def test_a_version_that_does_not_exist_is_unknown(library: TeacherLibrary) -> No
 
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(LibraryError("w", "the self-test failed"), "self-test"), (RuntimeError("no memory left\nstack"), "no memory")],
+    [
+        (LibraryError("w", "the self-test failed"), "self-test"),
+        (RuntimeError("no memory left\nstack"), "no memory"),
+        (RuntimeError(), "RuntimeError"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (MemoryError(), "MemoryError"),
+    ],
 )
 def test_a_failure_is_remembered_until_it_is_prepared_again(
     library: TeacherLibrary, error: Exception, reason: str
@@ -137,11 +145,11 @@ def test_a_failure_is_remembered_until_it_is_prepared_again(
 def test_one_that_cannot_be_loaded_at_the_start_does_not_keep_the_others_out(library: TeacherLibrary) -> None:
     async def scene() -> None:
         world = World(library)
-        world.broken[ONE] = LibraryError("w", "damaged")
-        world.residents.load_now([ONE, TWO])
+        world.broken |= {ONE: LibraryError("w", "damaged"), BETA: OSError(5, "Input/output error")}
+        world.residents.load_now([ONE, BETA, TWO])
         assert list(world.residents.held()) == [TWO]
-        assert list(world.residents.failed()) == [ONE]
-        assert world.residents.known() == {ONE, TWO}
+        assert list(world.residents.failed()) == [ONE, BETA]
+        assert world.residents.known() == {ONE, TWO, BETA}
 
     play(scene)
 
@@ -232,6 +240,26 @@ def test_a_version_that_is_just_being_loaded_is_evicted_after_that(library: Teac
         world.may_load.set()
         assert await evicting
         assert ONE not in world.residents
+
+    play(scene)
+
+
+def test_an_eviction_during_a_load_keeps_the_version_out(library: TeacherLibrary) -> None:
+    async def scene() -> None:
+        world = World(library)
+        world.may_load.clear()
+        assert world.is_refused(ONE)
+        while not world.loading.is_set():  # so that the load was let through before the eviction
+            await asyncio.sleep(0.005)
+        evicting = asyncio.create_task(world.residents.evict(ONE, keep_out=True))
+        await asyncio.sleep(0.02)
+        world.may_load.set()
+        assert await evicting
+        with pytest.raises(TeacherNotResident, match="it was evicted"):
+            world.residents.use(ONE).__enter__()
+        await asyncio.sleep(0.05)
+        assert world.is_refused(ONE)
+        assert world.loads == [ONE]
 
     play(scene)
 

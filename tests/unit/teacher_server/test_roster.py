@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from teacher_server.errors import BadQuery, LibraryError, TeacherMismatch, UnknownTeacher
+from teacher_server.errors import BadQuery, LibraryError, TeacherInUse, TeacherMismatch, UnknownTeacher
 from teacher_server.library import WEIGHTS, TeacherLibrary
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
 from teacher_server.roster.roster import LEASE_TTL_S, Roster
@@ -184,13 +184,36 @@ def test_an_operator_can_take_an_app_over(roster: Roster) -> None:
 
 def test_replicas_need_what_aliases_and_live_runs_name(roster: Roster, clock: Clock) -> None:
     roster.resolve(TeacherRef("beta"))
-    assert roster.required() == {TeacherId("beta", 1)}
+    assert set(roster.required()) == {TeacherId("beta", 1)}
     roster.acquire("run", "app", TeacherId("gamma", 1), deploying=True)
-    assert roster.required() == {TeacherId("beta", 1), TeacherId("gamma", 1)}
+    assert set(roster.required()) == {TeacherId("beta", 1), TeacherId("gamma", 1)}
     roster.bind("run", TeacherRef("alpha", 2), 0)
-    assert roster.required() == {TeacherId("beta", 1), TWO, ONE}  # ONE: the alias that alpha's first use made
+    assert set(roster.required()) == {TeacherId("beta", 1), TWO, ONE}  # ONE: the alias that alpha's first use made
     clock.now += LEASE_TTL_S
-    assert roster.required() == {TeacherId("beta", 1), ONE}
+    assert set(roster.required()) == {TeacherId("beta", 1), ONE}
+
+
+def test_replicas_of_one_cluster_need_nothing_of_another_clusters_runs(roster: Roster) -> None:
+    roster.resolve(TeacherRef("beta"))
+    roster.acquire("run", "here/app", TeacherId("gamma", 1), deploying=True)
+    assert roster.required("here/app") == [TeacherId("beta", 1), TeacherId("gamma", 1)]
+    assert roster.required("there/app") == [TeacherId("beta", 1)]
+    roster.check_unused(TeacherId("gamma", 1), "there/app")
+    with pytest.raises(TeacherInUse, match="run run"):
+        roster.check_unused(TeacherId("gamma", 1))
+
+
+def test_a_lease_that_was_renewed_is_not_released_as_expired(roster: Roster, clock: Clock) -> None:
+    roster.acquire("run", "app", ONE, deploying=True)
+    clock.now += LEASE_TTL_S
+    assert roster.expired("app") == ["run"]
+    roster.renew("run")
+    assert roster.release("run", only_expired=True) is None
+    assert list(roster.leases("app")) == ["run"]
+    clock.now += LEASE_TTL_S
+    released = roster.release("run", only_expired=True)
+    assert released is not None
+    assert roster.leases("app") == {}
 
 
 def test_the_last_block_keeps_its_version_loaded_until_the_next_but_one_is_bound(roster: Roster) -> None:
@@ -199,9 +222,9 @@ def test_the_last_block_keeps_its_version_loaded_until_the_next_but_one_is_bound
     roster.bind("run", ALPHA, 4)
     roster.promote("alpha", 2, who="ann")
     roster.bind("run", ALPHA, 5)
-    assert roster.required() == {ONE, TWO}
+    assert set(roster.required()) == {ONE, TWO}
     roster.bind("run", ALPHA, 6)
-    assert roster.required() == {TWO}
+    assert set(roster.required()) == {TWO}
 
 
 def test_a_timeline_is_put_back_from_a_checkpoint(roster: Roster, tmp_path: Path) -> None:

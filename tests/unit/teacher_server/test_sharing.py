@@ -76,6 +76,35 @@ def test_calls_at_the_same_time_share_one_making() -> None:
     play(scene)
 
 
+@pytest.mark.parametrize("error", [None, TeacherOverloaded(1, 1, 1), LATE, BadQuery("bad")])
+def test_one_who_asks_between_the_end_of_a_making_and_its_callback_does_not_hold_up_everybody(
+    error: TeacherError | None,
+) -> None:
+    async def scene(shared: SharedAnswers[str], maker: Maker) -> None:
+        async def make() -> str:
+            if error is not None:
+                raise error
+            return "answer"
+
+        late: list[asyncio.Task[tuple[str, bool]]] = []
+
+        def ask_late() -> None:
+            late.append(asyncio.ensure_future(shared.get(KEY, 3, maker)))
+
+        asyncio.get_running_loop().call_soon(ask_late)  # its first step comes between the flight's and its callback
+        if error is None:
+            assert await shared.get(KEY, 3, make) == ("answer", False)
+        else:
+            with pytest.raises(type(error)):
+                await shared.get(KEY, 3, make)
+        await settle()
+        if maker.calls:  # the one who came late makes it again
+            maker.give("again")
+        assert await late[0] == (("again", False) if error is not None else ("answer", True))
+
+    play(scene)
+
+
 def test_a_later_call_gets_the_kept_answer() -> None:
     async def scene(shared: SharedAnswers[str], maker: Maker) -> None:
         first = await ask(shared, maker)
