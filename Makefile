@@ -51,8 +51,10 @@ test: lint  ## the same and the system tests
 chaos: $(STAMP)  ## the promises under faults, in full: kills, swaps under load, overload; about an hour
 	$(PY) -m pytest tests/system/test_swaps_under_load.py tests/system/test_training_faults.py --full -s
 
-bench: $(STAMP)  ## benchmarks, as ratios
+bench: $(STAMP)  ## benchmarks, as ratios: about 45 minutes
 	$(PY) tests/bench/render.py
+	$(PY) tests/bench/serving.py
+	$(PY) tests/bench/retention.py
 
 clean:  ## remove what tests and tools leave behind; .venv and var stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

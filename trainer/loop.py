@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from data.store import ClipStore
-from teacher_server.errors import LedgerError, NotInLedger, TeacherError, TeacherUnavailable
+from teacher_server.errors import LedgerError, TeacherError, TeacherUnavailable
 from trainer.agreement import OneVersion, check_same_start
 from trainer.checkpoint import (
     load_newest,
@@ -335,8 +335,8 @@ class Trainer:
 
 
 def _next_step(steps: Any) -> tuple[LoadedStep | None, TeacherError | None]:
-    """The next batch, or the error that says that no teacher came back in time and that no ledger helps."""
+    """The next batch, or why no teacher and no ledger answers any more."""
     try:
         return next(steps), None
-    except (TeacherUnavailable, NotInLedger, LedgerError) as error:
+    except TeacherError as error:
         return None, error

@@ -6,9 +6,7 @@ import dataclasses
 import importlib.util
 import itertools
 import math
-import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +26,7 @@ from data.prepare import prepare
 from data.render import render_batch
 from data.store import ClipStore
 from teacher_server.clients.inprocess import InProcessTeacherClient
-from teacher_server.clients.retry import Asker, Prefetcher, RetryPolicy
+from teacher_server.clients.retry import Asker, RetryPolicy
 from teacher_server.clients.serve import APP_NAME, ServeTeacherClient
 from teacher_server.errors import (
     AliasMoved,
@@ -358,30 +356,6 @@ def wait_for_pending(library: TeacherLibrary, name: str) -> None:
         time.sleep(0.001)
 
 
-def test_every_reply_during_a_swap_is_of_the_version_that_it_names(
-    app: TeacherService, swap: TeacherRef, tiny: ModuleType, store: ClipStore, reference: Reference
-) -> None:
-    queries = [tiny.views_query(store, tiny.draw(store, 1 + seed, seed)) for seed in range(4)]
-    loads = [Load(app, swap, f"{swap}-{i}", queries) for i in range(2)]
-    for version in (2, 1):
-        loads[0].wait_for(12)
-        promotion = app.promote(swap.name, version, "test")
-        assert promotion.teacher == TeacherId(swap.name, version)
-        assert promotion.gate is not None
-        assert set(promotion.seconds) == {"prepare", "gate", "commit"}
-        print("swap", promotion.seconds)
-    loads[0].wait_for(12)
-    answered = [pair for load in loads for pair in load.end()]
-    expected: dict[tuple[bytes | None, TeacherId], np.ndarray] = {}
-    for query, logits in answered:
-        key = (query.views, query.teacher)
-        if key not in expected:
-            expected[key] = reference(query)
-        np.testing.assert_array_equal(logits, expected[key])
-    assert {query.teacher.version for query, _ in answered} == {1, 2}
-    assert [span.teacher.version for span in app.timeline(f"{swap}-0")] == [1, 2, 1]
-
-
 def test_the_gate_shows_how_far_the_versions_are_apart_and_a_floor_keeps_the_old_one(
     app: TeacherService, swap: TeacherRef, tiny: ModuleType, store: ClipStore, reference: Reference
 ) -> None:
@@ -464,26 +438,6 @@ def test_equal_questions_share_one_answer(
     assert after.batch_clips - before.batch_clips == 48
 
 
-def test_nothing_changes_when_a_replica_is_killed_while_it_prepares(
-    app: TeacherService, swap: TeacherRef, add: Callable[..., None], library: TeacherLibrary
-) -> None:
-    add(swap.name, 3, chunk_items=128)  # its self-test takes a while
-    (victim,) = app.describe()
-    with ThreadPoolExecutor(1) as thread:
-        promoting = thread.submit(app.promote, swap.name, 3, "test")
-        wait_for_pending(library, swap.name)
-        os.kill(victim.pid, signal.SIGKILL)
-        with pytest.raises(TeacherUnavailable):
-            promoting.result(PATIENCE_S)
-    assert version_of(app, swap) == 1
-    assert Roster(library).state().pending == {}
-    app.acquire("after", swap)  # waits for the replica that takes its place
-    (successor,) = app.describe()
-    assert successor.pid != victim.pid
-    assert f"{swap}@3" not in successor.teachers
-    app.release("after")
-
-
 def test_a_promotion_outlives_the_rosters_process(
     app: TeacherService, swap: TeacherRef, add: Callable[..., None], library: TeacherLibrary
 ) -> None:
@@ -514,29 +468,6 @@ def test_a_killed_roster_goes_on_from_its_file(app: TeacherService) -> None:
     ray.kill(ray.get_actor(ROSTER_NAME, namespace=NAMESPACE), no_restart=False)
     assert app.bind("survivor", ALPHA, 5) == bound
     assert app.renew("keeper")
-
-
-def test_a_killed_replica_loses_no_question(
-    app: TeacherService, tiny: ModuleType, library: TeacherLibrary, store: ClipStore, reference: Reference
-) -> None:
-    digest = library.entry(TeacherId("alpha", 1)).digest
-    queries = [tiny.views_query(store, tiny.draw(store, 8, seed)) for seed in range(24)]
-    (victim,) = app.describe()
-    prefetcher = Prefetcher(asker(app.client()), depth=4)
-    replies = []
-    for i, query in enumerate(queries):
-        if prefetcher.full:
-            replies.append(prefetcher.get())
-        prefetcher.put(query, digest=digest)
-        if i == 10:
-            os.kill(victim.pid, signal.SIGKILL)
-    replies += [prefetcher.get() for _ in range(len(prefetcher))]
-    assert [reply.request_id for reply in replies] == [query.request_id for query in queries]
-    for query, reply in zip(queries, replies, strict=True):
-        np.testing.assert_array_equal(reply.logits, reference(query))
-    assert prefetcher.stats.retries > 0
-    (successor,) = app.describe()
-    assert successor.pid != victim.pid
 
 
 def test_an_operators_app_outlives_the_runs(app: TeacherService) -> None:

@@ -261,7 +261,6 @@ def test_the_ledger_alone_gives_the_recorded_runs_bytes_and_asks_no_service(
     assert result["replayed_items"] == sum(r["clips"] for r in stage.box.steps("replayed")) // 3
 
 
-@pytest.mark.xfail(strict=True, reason="trainer.loop lets LibraryError and UnknownTeacher pass without a checkpoint")
 def test_a_library_that_cannot_be_read_any_more_ends_the_run_with_a_checkpoint_and_the_reason(
     stage: Any, undisturbed: bytes, fault_stage: ModuleType, form: Form, full: bool, figure: Figure
 ) -> None:
