@@ -278,6 +278,8 @@ class Replica:
         self._batch_requests += record.requests
         self._batch_clips += record.clips
         self._metrics.batch(record)
+        for teacher, held in self._residents.held().items():
+            self._metrics.resident(str(teacher), held.num_bytes)  # Ray forgets a gauge that is not set again
 
 
 def _chunks(views: RecentViews, chunk_items: int) -> list[RecentViews]:
