@@ -1,7 +1,7 @@
 # make demo    from nothing to a trained student, with the figures side by side
 # make test    lint, types, import contracts and all tests
 # make check   the quick part of it
-# make chaos   the faults of the promises in their full form: about an hour
+# make chaos   the faults of the promises in their full form
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
@@ -48,10 +48,10 @@ check: lint  ## lint, types, import contracts and the unit tests
 test: lint  ## the same and the system tests
 	$(PY) -m pytest tests/unit tests/system
 
-chaos: $(STAMP)  ## the promises under faults, in full: kills, swaps under load, overload; about an hour
+chaos: $(STAMP)  ## the promises under faults, in full: kills, swaps under load, overload
 	$(PY) -m pytest tests/system/test_swaps_under_load.py tests/system/test_training_faults.py --full -s
 
-bench: $(STAMP)  ## benchmarks, as ratios: about 45 minutes
+bench: $(STAMP)  ## benchmarks, as ratios
 	$(PY) tests/bench/render.py
 	$(PY) tests/bench/serving.py
 	$(PY) tests/bench/retention.py

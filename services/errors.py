@@ -13,8 +13,9 @@ teacher_server.wire_errors turns them back into exceptions. Needs neither torch 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from data.errors import DataError, StoreDamaged
 from teacher_server.errors import (
@@ -41,7 +42,7 @@ class GatewayError(RuntimeError):
     """Base of the gateway's own refusals. Argument: one sentence."""
 
     status = 500
-    headers: dict[str, str] = {}  # noqa: RUF012 never changed
+    headers: ClassVar[Mapping[str, str]] = {}
 
 
 class InternalError(GatewayError):
@@ -58,7 +59,7 @@ class Unauthorized(GatewayError):
     """No token, or none that is known."""
 
     status = 401
-    headers = {"WWW-Authenticate": "Bearer"}  # noqa: RUF012
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class Forbidden(GatewayError):
@@ -101,14 +102,14 @@ class GatewayBusy(GatewayError):
     """As much as the gateway takes is under way."""
 
     status = 429
-    headers = {"Retry-After": "1"}  # noqa: RUF012
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
 
 class NotLoaded(GatewayError):
     """The version is in the library, and no replica has loaded it."""
 
     status = _UNAVAILABLE
-    headers = {"Retry-After": "5"}  # noqa: RUF012
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Refusal:
 
     status: int
     body: dict[str, Any]
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 # The first class that fits decides; seconds for Retry-After, or None.

@@ -27,7 +27,7 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from teacher_server.clients.http import HttpRunControl
-from teacher_server.clients.serve import APP_NAME
+from teacher_server.clients.serve import app_key_of
 from teacher_server.errors import TeacherError
 from teacher_server.library import TeacherLibrary
 from teacher_server.roster.roster import Roster
@@ -96,7 +96,7 @@ def _cluster(plan: Plan) -> Iterator[Cluster]:
 def _forget_cluster(library_root: Path, ended: Cluster) -> None:
     """The app of a cluster that has ended, and its leases: until they run out, a promotion beside another live run
     would find two clusters that serve the library. Fails in silence, because then they run out."""
-    app = f"{ended.node_id}/{APP_NAME}"  # as serve.roster_actor calls it: this process is on the head node
+    app = app_key_of(ended.node_id)  # this process is on the head node of a private cluster
     with contextlib.suppress(TeacherError, OSError):
         roster = Roster(TeacherLibrary(library_root))
         for run_id in roster.leases(app):

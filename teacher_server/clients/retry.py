@@ -199,19 +199,6 @@ class Asker:
         return self.stats.last_error
 
 
-def ask(
-    client: TeacherClient,
-    query: TeacherQuery,
-    *,
-    digest: str,
-    num_classes: int,
-    policy: RetryPolicy | None = None,
-    rng: random.Random | None = None,
-) -> TeacherReply:
-    """One question with retries; see Asker.ask."""
-    return Asker(client, num_classes=num_classes, policy=policy, rng=rng).ask(query, digest=digest)
-
-
 class Prefetcher:
     """Keeps up to `depth` questions in flight and hands the replies back in the order of the questions.
 

@@ -21,6 +21,11 @@ __all__ = ["APP_NAME", "PendingReply", "ServeTeacherClient", "TeacherClient", "o
 APP_NAME = "preceptor-teachers"
 
 
+def app_key_of(head_node_id: str) -> str:
+    """What the roster calls the teacher app of the cluster with this head node: clusters may share a roster file."""
+    return f"{head_node_id}/{APP_NAME}"
+
+
 class ServeTeacherClient:
     """Asks the teacher app on this Ray cluster through a Serve handle. Make one per process; threads may share it.
 

@@ -57,11 +57,6 @@ def rename(source: str, layout: Layout, names: Iterable[str]) -> Renaming:
     return Renaming(ours, tuple(unused))
 
 
-def layout_names() -> tuple[str, ...]:
-    """What --layout may be, besides auto."""
-    return tuple(dict.fromkeys(layout.name for layout in LAYOUTS))
-
-
 def shortened(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     listed = list(names)

@@ -12,7 +12,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import ApplicationStatus
 
 from data.errors import DataError
-from teacher_server.clients.serve import APP_NAME
+from teacher_server.clients.serve import APP_NAME, app_key_of
 from teacher_server.contract import MAX_QUEUED_CLIPS
 from teacher_server.errors import BadQuery, NoCapacity, TeacherError, TeacherUnavailable
 from teacher_server.promotion import GateReport
@@ -106,11 +106,10 @@ def app_status() -> ApplicationStatus:
 
 
 def app_key() -> str:
-    """The teacher app of this cluster, told apart from those of others that share a roster file by the id of the head
-    node. Raises TeacherUnavailable."""
+    """As clients.serve.app_key_of, for this cluster. Raises TeacherUnavailable."""
     for node in ray.nodes():
         if "node:__internal_head__" in node["Resources"]:
-            return f"{node['NodeID']}/{APP_NAME}"
+            return app_key_of(node["NodeID"])
     raise TeacherUnavailable("roster", 0.0, "this cluster lists no head node")
 
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -165,8 +164,3 @@ def pass_shape(load: Load, chunk_items: int) -> tuple[int, ...]:
     """Shape of the pixels of one full chunk [N, T, H, W, 3]."""
     clips = chunk_items * (3 if load.head == "pretext" else 1)
     return (clips, SPEC.clip_len, SPEC.crop, SPEC.crop, 3)
-
-
-def open_store(path: Path) -> ClipStore:
-    """The benchmark's store."""
-    return ClipStore.open(path)

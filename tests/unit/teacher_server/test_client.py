@@ -15,7 +15,7 @@ import pytest
 
 from data.store import ClipStore
 from teacher_server.clients.inprocess import InProcessTeacherClient
-from teacher_server.clients.retry import Asker, Prefetcher, RetryPolicy, ask
+from teacher_server.clients.retry import Asker, Prefetcher, RetryPolicy
 from teacher_server.errors import (
     BadQuery,
     BadReply,
@@ -211,7 +211,7 @@ def test_other_errors_are_not_tried_again(error: Exception) -> None:
 )
 def test_a_reply_that_does_not_answer_the_question_is_never_used(lie: dict[str, Any], match: str) -> None:
     with pytest.raises(BadReply, match=match):
-        ask(Script(lie), question(), digest=DIGEST, num_classes=5)
+        Asker(Script(lie), num_classes=5).ask(question(), digest=DIGEST)
 
 
 def test_a_prefetcher_answers_in_the_order_of_the_questions_whatever_fails() -> None:
