@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from teacher_server.promotion import GateReport
 
+GATE_ITEMS = 32  # that each replica compares, of those it was asked last
 NO_ITEMS = GateReport(items=0, agreement=0.0, kl=0.0, old_ms=0.0, new_ms=0.0)
 
 

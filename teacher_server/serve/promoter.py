@@ -19,10 +19,9 @@ from teacher_server.errors import GateRefused, LibraryError, TeacherError, Teach
 from teacher_server.promotion import AliasRequest, GateFloors, GateReport, Promotion
 from teacher_server.protocol import TeacherId
 from teacher_server.roster.roster import Proposal, Roster
-from teacher_server.serve.gate import merge_reports
+from teacher_server.serve.gate import GATE_ITEMS, merge_reports
 from teacher_server.serve.replica_state import ReplicaState
 
-GATE_ITEMS = 64
 RECHECK_S = 5.0
 POLL_S = 0.1
 UNDO_LIMIT_S = 30.0

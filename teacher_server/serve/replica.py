@@ -7,7 +7,6 @@ infer(query) ──► resident? ──► check ──► shared? ──► Bat
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import os
@@ -34,6 +33,7 @@ from teacher_server.answering import (
 from teacher_server.batching.batcher import Batched, Batcher, BatchRecord, Part
 from teacher_server.batching.recent import RecentQuestions, RecentViews
 from teacher_server.batching.sharing import SharedAnswers, share_key
+from teacher_server.card import Card
 from teacher_server.engine.ensemble import load_teacher
 from teacher_server.engine.teacher import Teacher, TeacherAnswer
 from teacher_server.errors import TeacherError, TeacherUnavailable
@@ -48,7 +48,7 @@ from teacher_server.protocol import (
     new_request_id,
 )
 from teacher_server.roster.roster import Roster
-from teacher_server.serve.gate import NO_ITEMS, ForwardTime, compare_logits
+from teacher_server.serve.gate import GATE_ITEMS, NO_ITEMS, ForwardTime, compare_logits
 from teacher_server.serve.metrics import ReplicaMetrics
 from teacher_server.serve.replica_state import ReplicaState
 from teacher_server.serve.residents import Residents
@@ -57,6 +57,7 @@ STUCK_AFTER_S = 300.0
 MAX_SHARED_ANSWERS = 64  # some steps of several students; an answer is logits and features, no pixels
 GATE_RUN = "(gate)"
 GATE_WEIGHT = 0.25  # of a run's share
+WARM_UP_LIMIT_S = 120.0
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Replica:
         self._batches = self._batch_requests = self._batch_clips = 0
         self._forward_times: dict[TeacherId, ForwardTime] = {}
         self._shared: SharedAnswers[Batched[TeacherAnswer]] = SharedAnswers(MAX_SHARED_ANSWERS)
-        self._recent = RecentQuestions()
+        self._recent = RecentQuestions(GATE_ITEMS)
         self._batcher: Batcher[_BatchKey, TeacherQuery, NDArray[np.uint8], TeacherAnswer] = Batcher(
             lambda query: load_pixels(query, self._stores),
             self._forward,
@@ -142,8 +143,15 @@ class Replica:
         return reply
 
     async def prepare(self, teacher: TeacherId) -> str:
-        """As Residents.prepare."""
-        return await self._residents.prepare(teacher)
+        """As Residents.prepare; then it answers some of the views that were asked lately, so that no student meets the
+        first pass of a clip shape, which sets its kernels up."""
+        digest = await self._residents.prepare(teacher)
+        with self._residents.use(teacher, GATE_RUN) as held:
+            chunks = self._recent_chunks(held.card, GATE_ITEMS)
+            deadline = time.monotonic() + WARM_UP_LIMIT_S
+            for chunk in {_shape(chunk): chunk for chunk in chunks}.values():
+                await self._ask_for_gate(teacher, chunk, deadline)
+        return digest
 
     async def evict(self, teacher: TeacherId, *, keep_out: bool) -> bool:
         """As Residents.evict."""
@@ -153,21 +161,16 @@ class Replica:
 
     async def compare(self, old: TeacherId, new: TeacherId, items: int, limit_s: float) -> GateReport:
         """Asks both versions about the views of recent questions, as a run of little weight, for at most limit_s
-        seconds. Views that cannot be answered are left out; so is everything when the old version is not loaded. The
-        first chunk of each clip shape is asked beforehand too: a new shape's first pass sets its kernels up, which is
-        no part of the latency and should not meet the first student."""
+        seconds. Views that cannot be answered are left out; so is everything when the old version is not loaded."""
         if old not in self._residents or new not in self._residents:
             return NO_ITEMS
         deadline = time.monotonic() + limit_s
         with self._residents.use(old, GATE_RUN) as teacher, self._residents.use(new, GATE_RUN):
 
             async def ask_both(chunk: RecentViews) -> list[TeacherAnswer | None]:
-                return await asyncio.gather(*(self._ask_for_gate(who, chunk, deadline) for who in (old, new)))
+                return [await self._ask_for_gate(who, chunk, deadline) for who in (old, new)]
 
-            recent = self._recent.take(teacher.card.views_per_item, None, items)
-            chunks = [chunk for views in recent for chunk in _chunks(views, teacher.card.chunk_items)]
-            for chunk in {_shape(chunk): chunk for chunk in chunks}.values():
-                await ask_both(chunk)
+            chunks = self._recent_chunks(teacher.card, items)
             before = {who: self._forward_times.get(who, ForwardTime()) for who in (old, new)}
             answers = [await ask_both(chunk) for chunk in chunks]
             times = {who: self._forward_times.get(who, ForwardTime()) - before[who] for who in (old, new)}
@@ -229,6 +232,11 @@ class Replica:
             run=query.run,
             weight=query.weight,
         )
+
+    def _recent_chunks(self, card: Card, items: int) -> list[RecentViews]:
+        """At most so many of the items asked last, of any clip shape, in parts that fill a forward pass."""
+        recent = self._recent.take(card.views_per_item, None, items)
+        return [chunk for views in recent for chunk in _chunks(views, card.chunk_items)]
 
     async def _ask_for_gate(self, teacher: TeacherId, chunk: RecentViews, deadline: float) -> TeacherAnswer | None:
         """A version's answer to views; None when it cannot be had."""

@@ -154,7 +154,7 @@ class Operator:
                 return
             except TeacherInUse:
                 assert time.monotonic() < deadline
-            time.sleep(0.02)
+            time.sleep(0.25)
 
     def _kill_while_it_prepares(self) -> str:
         victim = self._rng.choice(replicas(self._service, 2))
