@@ -133,7 +133,7 @@ def _add_infer(app: FastAPI, path: str, named: Callable[..., str], asking: Askin
 
     app.post(
         path,
-        responses={200: reply, **documented(400, 404, 408, 413, 415, 422, 429, 502, 503)},
+        responses={200: reply, **documented(400, 404, 408, 409, 413, 415, 422, 429, 502, 503)},
         openapi_extra=body_of(InferRequest, binary=True),
         response_class=Response,
     )(infer)

@@ -3,6 +3,7 @@ built-in data set in its smallest size. Every process that is started here can b
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -26,6 +27,7 @@ START_LIMIT_S = 240.0
 def tiny_store() -> Path:
     """The built-in set in its smallest size, drawn and ingested once per test session."""
     home = Path(tempfile.mkdtemp(prefix="pc-data-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     environment = {**os.environ, "PRECEPTOR_HOME": str(home)}
     command = [sys.executable, "-m", "data.demo_store", "--size", "tiny"]
     subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, timeout=300, stdout=subprocess.DEVNULL)
