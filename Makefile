@@ -7,6 +7,8 @@ PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
+# A process per core, with one thread each; the system tests start processes of their own and have the cores to themselves.
+UNIT_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit -n auto --dist loadfile
 
 export PRECEPTOR_HOME ?= $(CURDIR)/var
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -43,10 +45,11 @@ lint: $(STAMP)
 	$(VENV)/bin/lint-imports
 
 check: lint  ## lint, types, import contracts and the unit tests
-	$(PY) -m pytest tests/unit
+	$(UNIT_TESTS)
 
 test: lint  ## the same and the system tests
-	$(PY) -m pytest tests/unit tests/system
+	$(UNIT_TESTS)
+	$(PY) -m pytest tests/system
 
 chaos: $(STAMP)  ## the promises under faults, in full: kills, swaps under load, overload
 	$(PY) -m pytest tests/system/test_swaps_under_load.py tests/system/test_training_faults.py --full -s

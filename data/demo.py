@@ -13,29 +13,21 @@ neither the number of workers nor the size changes a pixel.
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import shutil
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from data.atomic import sync_file, sync_folder
 from data.demo_backgrounds import HEIGHT, WIDTH
 from data.demo_figures import ACTIONS
+from data.demo_folder import new_set, run_command, write_text
 from data.demo_scenes import FPS, NUM_FRAMES
 from data.demo_videos import FIRST_TRAIN_GROUP, DemoVideo, write_videos
-from data.errors import CatalogError, DataError
+from data.errors import DataError
 
 VERSION = 1  # of the pixels: any change to what is drawn or how it is encoded makes another set
-MARKER = "demo.json"
 
 DemoSize = Literal["demo", "full", "tiny"]
 
@@ -81,20 +73,12 @@ def make_demo(out: Path, size: DemoSize = "demo", seed: int = 0, workers: int | 
             f"got size {size!r}, seed {seed}, workers {workers}"
         )
     videos = videos_of(size)
-    if _already_there(out, size, seed):
-        print(f"{out} already holds this set: {_summary(videos)}, seed {seed}")
-        return
-    with _partial_folder(out) as partial:
-        for action in ACTIONS:
-            (partial / "videos" / action.name).mkdir(parents=True)
-        write_videos(partial / "videos", seed, videos, workers)
-        _write_lists(partial / "lists", videos)
-        _write_text(partial / MARKER, json.dumps(_marker(size, seed, videos), indent=2) + "\n")
-        for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-            sync_folder(folder)
-        os.rename(partial, out)
-        sync_folder(out.parent)
-    print(f"{out}: {_summary(videos)}, seed {seed}")
+    with new_set(out, _marker(size, seed, videos), _summary(videos)) as folder:
+        if folder is not None:
+            for action in ACTIONS:
+                (folder / "videos" / action.name).mkdir(parents=True)
+            write_videos(folder / "videos", seed, videos, workers)
+            _write_lists(folder / "lists", videos)
 
 
 def _summary(videos: list[DemoVideo]) -> str:
@@ -116,70 +100,13 @@ def _marker(size: DemoSize, seed: int, videos: list[DemoVideo]) -> dict[str, obj
     }
 
 
-def _already_there(out: Path, size: DemoSize, seed: int) -> bool:
-    """Whether `out` holds the set that is asked for. Raises CatalogError if it holds anything else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    try:
-        found = json.loads((out / MARKER).read_text("utf-8"))
-    except (OSError, ValueError):  # no folder, no marker, or no marker of ours
-        found = None
-    if found == _marker(size, seed, videos_of(size)):
-        return True
-    what = "something else than a demo set"
-    if isinstance(found, dict) and "size" in found and "seed" in found:
-        what = f"the demo set of size {found['size']}, seed {found['seed']}, version {found.get('version')}"
-    raise CatalogError(
-        f"{out} holds {what}, not the set of size {size}, seed {seed}, version {VERSION}: "
-        "choose another folder or remove that one"
-    )
-
-
-@contextmanager
-def _partial_folder(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, locked, and removed at the end if it still has this name.
-
-    The lock ends with the process, so what a killed run left behind is found and cleared by the next one.
-    """
-    partial = out.with_name(f".{out.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _lock(descriptor, out)
-        _clear(partial)
-        try:
-            yield partial
-        finally:
-            if partial.exists():  # not renamed: this run failed or was stopped
-                shutil.rmtree(partial)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CatalogError(f"another process is drawing {out}: wait for it or choose another folder") from error
-
-
-def _clear(folder: Path) -> None:
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
 def _write_lists(folder: Path, videos: list[DemoVideo]) -> None:
     folder.mkdir()
     classes = [f"{index} {action.name}" for index, action in enumerate(ACTIONS, start=1)]
     train = [f"{video.name} {video.action + 1}" for video in videos if video.is_train]
     test = [video.name for video in videos if not video.is_train]
     for name, lines in (("classInd.txt", classes), ("trainlist01.txt", train), ("testlist01.txt", test)):
-        _write_text(folder / name, "".join(f"{line}\n" for line in lines))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, "utf-8")
-    sync_file(path)
+        write_text(folder / name, "".join(f"{line}\n" for line in lines))
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -207,14 +134,7 @@ def _command(
 
 def main() -> None:
     """Entry point of `python -m data.demo`."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    try:
-        tyro.cli(_command, prog="python -m data.demo")
-    except (DataError, OSError) as error:
-        raise SystemExit(f"data.demo: {error}") from None
-    except KeyboardInterrupt:
-        print("data.demo: stopped; nothing was kept", file=sys.stderr)
-        raise SystemExit(130) from None
+    run_command(_command, "data.demo")
 
 
 if __name__ == "__main__":

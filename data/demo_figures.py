@@ -48,7 +48,7 @@ class Pose:
     planted: bool = False
 
 
-def _pulse(phase: Array, skew: float = 0.0) -> Array:
+def pulse(phase: Array, skew: float = 0.0) -> Array:
     """0 to 1 and back once a turn; a positive skew rises slowly and falls fast, so that time has a direction."""
     return (1 - np.cos(phase + skew * np.cos(phase))) / 2
 
@@ -63,33 +63,33 @@ def _wave_both_hands(phase: Array) -> Pose:
 
 
 def _clap(phase: Array) -> Pose:
-    apart = _pulse(phase, 0.5)
+    apart = pulse(phase, 0.5)
     arm = Limb(22 + 38 * apart, 42, 85 * apart - 42, 62 - 10 * apart)
     return Pose(right_arm=arm, left_arm=arm, lean=3)
 
 
 def _jumping_jack(phase: Array) -> Pose:
-    open_ = _pulse(phase, 0.3)
+    open_ = pulse(phase, 0.3)
     arm = Limb(14 + 138 * open_, 8, 12 + 156 * open_, 8)
     leg = Limb(3 + 24 * open_, 0, 3 + 24 * open_, 0)
     return Pose(arm, arm, leg, leg, lift=0.07 * np.sin(phase) ** 2)
 
 
 def _squat(phase: Array) -> Pose:
-    down = _pulse(phase, 0.5)
+    down = pulse(phase, 0.5)
     arm = Limb(10, 88 * down, 8, 8 + 80 * down)
     leg = Limb(10, 92 * down, 8 - 2 * down, -38 * down)
     return Pose(arm, arm, leg, leg, lean=32 * down, planted=True)
 
 
 def _bow(phase: Array) -> Pose:
-    down = _pulse(phase, 0.5)
+    down = pulse(phase, 0.5)
     leg = Limb(4, 12 * down, 4, 8 * down)
     return Pose(right_leg=leg, left_leg=leg, lean=82 * down, planted=True)
 
 
 def _kick(phase: Array) -> Pose:
-    up = _pulse(phase, -0.7)
+    up = pulse(phase, -0.7)
     chamber = np.sin(phase) ** 2
     leg = Limb(6, 96 * up - 14, 6, 96 * up - 14 - 55 * chamber)
     guard = Limb(28, 30, -10, 105 - 25 * up)
@@ -130,7 +130,7 @@ def _run(phase: Array) -> Pose:
 
 
 def _step_left(phase: Array) -> Pose:
-    open_ = _pulse(phase)
+    open_ = pulse(phase)
     leg = Limb(3 + 21 * open_, 0, 3 + 21 * open_, 0)
     arm = Limb(22 + 30 * open_, 0, 20 + 34 * open_, 14)
     return Pose(arm, arm, leg, leg, lift=0.03 * np.sin(phase / 2) ** 2)

@@ -1,4 +1,5 @@
-"""Where everything that lasts lies: PRECEPTOR_HOME with datasets/, stores/, teachers/, ledgers/, runs/, scrape/."""
+"""Where everything that lasts lies: PRECEPTOR_HOME with datasets/, stores/, teachers/, ledgers/, runs/, evaluations/,
+scrape/."""
 
 from __future__ import annotations
 
@@ -54,6 +55,11 @@ def ledgers_folder() -> Path:
 def runs_folder() -> Path:
     """A folder per training run."""
     return home() / "runs"
+
+
+def evaluations_folder() -> Path:
+    """Results of `preceptor eval`, a folder per weights digest."""
+    return home() / "evaluations"
 
 
 def store_path(name: str) -> Path:

@@ -1,6 +1,8 @@
 """Videos to a clip store.
 
-    python -m data.ingest ucf101 --videos DIR --lists DIR --out STORE [--size 128x171] [--codec raw]
+    python -m data.ingest ucf101|hmdb51|kinetics --videos DIR --lists DIR --out STORE [--size 128x171] [--codec raw]
+    python -m data.ingest folder --videos DIR --out STORE
+    python -m data.ingest module:function --videos DIR [--lists DIR] --out STORE      a catalog of your own
 
     catalog (which files, classes, subsets)  ->  DecodePool (child processes)  ->  StoreWriter  ->  STORE
 
@@ -19,12 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.catalogs import Catalog
+from data.catalogs.commands import LAYOUTS, Ingest, with_plugin_named
 from data.decode import RESIZE, decode
 from data.decode_pool import DecodePool, Failure
 from data.errors import DataError, StoreError
@@ -40,7 +42,7 @@ _SHOWN = 20  # skipped videos that the summary names; the store keeps them all
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingest did. num_short: for each of TUPLE_SPANS, the videos with fewer frames."""
+    """What an ingest did. num_short: for each of TUPLE_SPANS, the videos with fewer frames; warnings: the catalog's."""
 
     path: Path
     fingerprint: str
@@ -50,6 +52,7 @@ class IngestReport:
     seconds: float
     num_short: tuple[int, ...]
     skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,8 @@ def ingest_catalog(
         fingerprint = writer.commit(catalog.subsets, skipped)
     short = tuple(sum(n < span for n in num_frames) for span in TUPLE_SPANS)
     seconds = time.monotonic() - started
-    return IngestReport(
-        writer.path, fingerprint, len(num_frames), sum(num_frames), num_bytes, seconds, short, tuple(skipped)
-    )
+    counts = (len(num_frames), sum(num_frames), num_bytes)
+    return IngestReport(writer.path, fingerprint, *counts, seconds, short, tuple(skipped), catalog.warnings)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -136,39 +138,15 @@ def _none_usable(skipped: Sequence[Skipped]) -> str:
     return f"none of the {len(skipped)} listed videos can be used, nothing was written; the first is {file}: {reason}"
 
 
-@dataclass(frozen=True)
-class Ucf101:
-    """A folder in UCF101's official layout: Class/v_Class_gNN_cNN.avi, with classInd.txt, trainlist01.txt and
-    testlist01.txt (02 and 03 where they exist)."""
-
-    videos: Path
-    """Folder that holds a folder per class."""
-    lists: Path
-    """Folder that holds classInd.txt and the train and test lists."""
-    out: Path
-    """Where the store is made; no store may lie there yet."""
-    size: str = "128x171"
-    """Height and width of the stored frames, pixels. The demo teachers take 64x86."""
-    codec: Literal["raw", "jpeg"] = "raw"
-    """raw is read without a copy; jpeg takes a fifth of the space or less and is far slower to read."""
-    workers: int | None = None
-    """Decoding processes; by default one per core."""
-    timeout_s: float = 60.0
-    """Seconds that one video may take."""
-
-    def catalog(self) -> Catalog:
-        """Reads the folder and its lists."""
-        from data.catalogs.ucf101 import read_catalog
-
-        return read_catalog(self.videos, self.lists)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status: 0 with a store, 1 without, 130 after Ctrl-C."""
     import tyro
 
     command = tyro.extras.subcommand_cli_from_dict(
-        {"ucf101": Ucf101}, prog="python -m data.ingest", description="Videos to a clip store.", args=arguments
+        LAYOUTS,
+        prog="python -m data.ingest",
+        description="Videos to a clip store.",
+        args=with_plugin_named(sys.argv[1:] if arguments is None else arguments),
     )
     try:
         _run(command)
@@ -184,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(command: Ucf101) -> None:
+def _run(command: Ingest) -> None:
     frame_size = parse_size(command.size)
     catalog = command.catalog()
     with _progress_display() as show:
@@ -197,7 +175,8 @@ def _run(command: Ucf101) -> None:
             timeout_s=command.timeout_s,
             on_progress=show,
         )
-    print("\n".join(summary(report)))
+    text = "\n".join(summary(report))
+    print(text.encode("utf-8", "backslashreplace").decode())  # a skipped file's name need not be UTF-8
 
 
 def summary(report: IngestReport) -> list[str]:
@@ -214,6 +193,7 @@ def summary(report: IngestReport) -> list[str]:
             lines.append(
                 f"  warning: {count} videos have fewer than {span} frames, which a tuple needs at {_TUPLES[span]}"
             )
+    lines += [f"  warning: {warning}" for warning in report.warnings]
     if report.skipped:
         lines.append(f"  skipped {len(report.skipped)} videos:")
         lines += [f"    {entry.file}: {entry.reason}" for entry in report.skipped[:_SHOWN]]

@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import ViewError
-from data.views import JITTER_ORDERS, QUADRANT_ORDERS, SEGMENT_SWAPS, Pretext, ViewBatch, frame_order
+from data.operations import apply_operation
+from data.views import JITTER_ORDERS, OWN, QUADRANT_ORDERS, SEGMENT_SWAPS, Pretext, ViewBatch, frame_order
 
 Frame = NDArray[np.float32]  # [H, W, 3], after graying [H, W]; values in [0, 255]
 Step = Callable[[Frame], Frame]
@@ -46,7 +47,7 @@ _VARIANTS = {
     Pretext.SPATIAL_PERMUTATION: range(1, len(QUADRANT_ORDERS)),
     Pretext.TEMPORAL_SWAP: range(len(SEGMENT_SWAPS)),
     Pretext.TEMPORAL_SHUFFLE: range(2),
-}
+}  # and OWN, of which only a batch says what it is
 
 
 def render(frames_THW3: NDArray[np.uint8], view: np.void) -> NDArray[np.uint8]:
@@ -70,7 +71,17 @@ def render_batch(frames: Sequence[NDArray[np.uint8]], batch: ViewBatch) -> NDArr
     out = np.empty((len(batch), *check_renderable(frames, batch), 3), dtype=np.uint8)
     for clip, stored, view in zip(out, frames, batch.records, strict=True):
         _render_into(clip, stored, view)
+    for row in own_views(batch):
+        out[row] = apply_operation(batch.operation, out[row])
     return out
+
+
+def own_views(batch: ViewBatch) -> NDArray[np.int64]:
+    """Positions of the views that an operation of the user's own changes."""
+    if not batch.operation:
+        return np.zeros(0, dtype=np.int64)
+    shuffled = batch.records["pretext"] == Pretext.TEMPORAL_SHUFFLE
+    return np.flatnonzero(shuffled & (batch.records["variant"] == OWN))
 
 
 def check_renderable(frames: Sequence[NDArray[np.uint8]], batch: ViewBatch) -> tuple[int, int, int]:
@@ -81,7 +92,7 @@ def check_renderable(frames: Sequence[NDArray[np.uint8]], batch: ViewBatch) -> t
     if len(shapes) != 1:
         raise ViewError(f"views rendered together share (clip_len, crop_h, crop_w), got {shapes.tolist()}")
     for stored, view in zip(frames, batch.records, strict=True):
-        _check(stored, view)
+        _check(stored, view, has_operation=bool(batch.operation))
     clip_len, crop_h, crop_w = shapes[0].item()
     return clip_len, crop_h, crop_w
 
@@ -97,7 +108,7 @@ def _render_into(out_THW3: NDArray[np.uint8], frames_THW3: NDArray[np.uint8], vi
         _arrange(frame, cv2.flip(pixels, 1) if flip else pixels, pretext, variant)
 
 
-def _check(frames_THW3: NDArray[np.uint8], view: np.void) -> None:
+def _check(frames_THW3: NDArray[np.uint8], view: np.void, has_operation: bool = False) -> None:
     """Views also arrive from other processes: refuse what would read outside the frame or is not a number."""
     if frames_THW3.dtype != np.uint8 or frames_THW3.ndim != 4 or frames_THW3.shape[3] != 3:
         raise ViewError(f"stored frames must be uint8 [T, H, W, 3], got {frames_THW3.dtype} {frames_THW3.shape}")
@@ -108,7 +119,7 @@ def _check(frames_THW3: NDArray[np.uint8], view: np.void) -> None:
     if not (0 < crop_h <= height - top and 0 < crop_w <= width - left):
         raise ViewError(f"crop {crop_h}x{crop_w} at ({top}, {left}) does not lie in stored frames of {height}x{width}")
     _check_colour(view)
-    _check_pretext(view, crop_h, crop_w)
+    _check_pretext(view, crop_h, crop_w, has_operation)
 
 
 def _check_colour(view: np.void) -> None:
@@ -124,8 +135,12 @@ def _check_colour(view: np.void) -> None:
         raise ViewError(f"blur_sigma must be in [0, {(limit - 1) / 3:.2f}] for this crop, got {view['blur_sigma']}")
 
 
-def _check_pretext(view: np.void, crop_h: int, crop_w: int) -> None:
+def _check_pretext(view: np.void, crop_h: int, crop_w: int, has_operation: bool) -> None:
     pretext, variant = int(view["pretext"]), int(view["variant"])
+    if (pretext, variant) == (Pretext.TEMPORAL_SHUFFLE, OWN):
+        if not has_operation:
+            raise ViewError("the view wants a pretext operation of the user's own, which its batch must name")
+        return
     if pretext >= len(Pretext) or variant not in _VARIANTS[Pretext(pretext)]:
         raise ViewError(f"there is no pretext operation {pretext} with variant {variant}")
     if pretext == Pretext.ROTATION and crop_h != crop_w:

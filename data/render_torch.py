@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.render import check_renderable, gaussian_kernel
+from data.operations import apply_operation
+from data.render import check_renderable, gaussian_kernel, own_views
 from data.views import JITTER_ORDERS, QUADRANT_ORDERS, Pretext, ViewBatch, frame_order
 
 _WHITE = 255.0
@@ -45,7 +46,11 @@ def render_on_device(frames: Sequence[NDArray[np.uint8]], batch: ViewBatch, devi
     _blur(x, views["blur_sigma"])
     _where(x, views["flip"] > 0, lambda clips, _: clips.flip(-1), views)
     pixels = x.round_().clamp_(0, _WHITE).to(torch.uint8)  # half to even, as data.render
-    return _arranged(pixels, views).permute(0, 2, 3, 4, 1).contiguous()
+    pixels_NTHW3 = _arranged(pixels, views).permute(0, 2, 3, 4, 1).contiguous()
+    for row in own_views(batch).tolist():  # a function over arrays: through the CPU
+        changed = apply_operation(batch.operation, pixels_NTHW3[row].cpu().numpy())
+        pixels_NTHW3[row] = torch.from_numpy(changed.copy()).to(device)
+    return pixels_NTHW3
 
 
 def _where(

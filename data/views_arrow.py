@@ -22,6 +22,7 @@ from data.views import SCHEMA, VIEW_DTYPE, ViewBatch
 MAX_VIEWS = 1 << 14
 MAX_BYTES = 1 << 20  # MAX_VIEWS views take 0.7 MiB; the schema and its metadata about 3 kB
 _VIEW_SCHEMA, _VIEWS_PER_ITEM, _STORE = b"preceptor.view_schema", b"preceptor.views_per_item", b"preceptor.store"
+_OPERATION = b"preceptor.operation"  # only there when the batch names one
 _FIELDS = VIEW_DTYPE.names or ()
 _COLUMNS = pa.schema([pa.field(name, pa.from_numpy_dtype(VIEW_DTYPE[name]), nullable=False) for name in _FIELDS])
 _COUNT = re.compile(rb"[1-9][0-9]{0,4}")
@@ -38,6 +39,8 @@ def to_arrow(batch: ViewBatch) -> bytes:
         _VIEWS_PER_ITEM: str(batch.views_per_item).encode(),
         _STORE: batch.store_fingerprint.encode(),
     }
+    if batch.operation:
+        metadata[_OPERATION] = batch.operation.encode("ascii")
     schema = _COLUMNS.with_metadata(metadata)
     columns = [pa.array(np.ascontiguousarray(batch.records[name])) for name in _FIELDS]
     sink = pa.BufferOutputStream()
@@ -60,11 +63,11 @@ def from_arrow(blob: bytes | memoryview) -> ViewBatch:
     except (pa.ArrowException, OSError, EOFError, ValueError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ViewError(f"this is no Arrow IPC stream of views: {reason}") from None
-    views_per_item, fingerprint = _parse_metadata(schema.metadata)
+    views_per_item, fingerprint, operation = _parse_metadata(schema.metadata)
     records = np.empty(columns.num_rows, VIEW_DTYPE)
     for name, column in zip(_FIELDS, columns.columns, strict=True):
         records[name] = column.to_numpy(zero_copy_only=True)
-    return ViewBatch(records, views_per_item, fingerprint)
+    return ViewBatch(records, views_per_item, fingerprint, operation)
 
 
 def _read(stream: Any) -> tuple[Any, Any]:
@@ -101,15 +104,16 @@ def _check_end(messages: Any, stream: Any) -> None:
     raise ValueError("something follows the record batch")
 
 
-def _parse_metadata(metadata: dict[bytes, bytes] | None) -> tuple[int, str]:
-    """Views per item and the store's fingerprint."""
-    found = metadata or {}
+def _parse_metadata(metadata: dict[bytes, bytes] | None) -> tuple[int, str, str]:
+    """Views per item, the store's fingerprint, the name of an operation or nothing."""
+    found = dict(metadata or {})
+    operation = found.pop(_OPERATION, b"").decode("latin-1")
     count, fingerprint = found.get(_VIEWS_PER_ITEM, b""), found.get(_STORE, b"")
     if found.keys() != {_VIEW_SCHEMA, _VIEWS_PER_ITEM, _STORE} or found[_VIEW_SCHEMA] != str(SCHEMA).encode():
         raise ViewError(f"expected the schema's metadata of views of schema {SCHEMA}, got {str(found)[:200]}")
     if not _COUNT.fullmatch(count) or int(count) > _MOST_PER_ITEM or not _FINGERPRINT.fullmatch(fingerprint):
         raise ViewError(f"views per item and store must be a number and 32 hex digits, got {str(found)[:200]}")
-    return int(count), fingerprint.decode()
+    return int(count), fingerprint.decode(), operation
 
 
 _HEADER_FIELD = 2  # of the flatbuffer table Message

@@ -4,6 +4,11 @@ preceptor serve             teachers and gateway, on a cluster of its own or on 
 preceptor stop              ends both on RAY_ADDRESS's cluster
 preceptor teacher ...       list, import, ensemble, verify, promote, rollback, evict, bench
 preceptor ledger ...        list, verify
+preceptor eval              fine-tuning, probe, retrieval or pretext accuracy of a student
+preceptor predict           what a student says about video files
+preceptor export            a student as a .pth or ONNX file
+preceptor verify            trains random steps of a run again and compares bits
+preceptor paper             the paper's experiments, and their tables
 preceptor export-metrics    state metrics for Prometheus
 preceptor demo-data         the built-in data set
 """
@@ -76,13 +81,14 @@ def export_metrics(host: str = "127.0.0.1", port: int = 9109, public: bool = Fal
     export(host, port, public=public)
 
 
-def demo_data(size: Literal["demo", "full", "tiny"] = "demo") -> None:
-    """Draw the built-in data set and ingest it into a clip store under PRECEPTOR_HOME.
+def demo_data(size: Literal["demo", "full", "tiny", "demo2", "full2", "tiny2"] = "demo") -> None:
+    """Draw a built-in data set and ingest it into a clip store under PRECEPTOR_HOME.
 
     Example: preceptor demo-data --size tiny
 
     Args:
-        size: demo is for laptops, full is what the bundled teachers learned from, tiny is for tests.
+        size: demo is for laptops, full is what the bundled teachers learned from, tiny is for tests; demo2, full2 and
+            tiny2 are the second set, in HMDB51's layout, to carry students over to.
     """
     from data.demo_store import main as make
 
@@ -92,22 +98,33 @@ def demo_data(size: Literal["demo", "full", "tiny"] = "demo") -> None:
 def main() -> int:
     """Runs the command: 0, 1 when a check found something wrong, or 2 with one sentence for wrong input."""
     # Imported late for speed, early for what may be raised below.
+    from services.cli_eval import evaluate
+    from services.cli_export import export
+    from services.cli_paper import paper
+    from services.cli_predict import predict
     from services.cli_teacher import ledger_app, teacher_app
+    from services.cli_verify import verify
     from teacher_server.errors import TeacherError
     from trainer.config import ConfigError
+    from trainer.errors import TrainingError
 
     app = SubcommandApp()
     app.command(serve)
     app.command(stop)
     app.command(teacher_app(), name="teacher", help="Teachers in the library and in the running service.")
     app.command(ledger_app(), name="ledger", help="Recorded answers.")
+    app.command(name="eval")(evaluate)
+    app.command(predict)
+    app.command(export)
+    app.command(verify)
+    app.command(paper)
     app.command(export_metrics)
     app.command(demo_data)
     try:
         code = app.cli(
             prog=PROG, description="Teachers as a service for video students. Training: python trainer/run.py"
         )
-    except (DataError, TeacherError, ConfigError, OSError) as error:
+    except (DataError, TeacherError, ConfigError, TrainingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     return code or 0

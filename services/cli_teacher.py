@@ -13,7 +13,7 @@ from teacher_server.importers.layout import Triple
 from teacher_server.importers.wishes import Wishes
 from teacher_server.promotion import GateFloors
 
-LayoutName = Literal["auto", "native", "vcop"]
+LayoutName = Literal["auto", "native", "vcop", "torchvision", "pcl"]
 
 
 def list_(log: bool = False) -> None:
@@ -61,11 +61,13 @@ def import_(
     Args:
         source: a .pth, .pt, .bin, .pkl or .safetensors file, or run:ID for a student of this project.
         name: of the teacher.
-        layout: whose names the tensors have; native is this project's, vcop that of VCOP, VCP and PCL.
-        arch: architecture: c3d, r3d or r2plus1d; seen from the names.
+        layout: whose names the tensors have; native is this project's, vcop that of VCOP, VCP and PCL, torchvision that
+            of its r3d_18, mc3_18 and r2plus1d_18, pcl that of PCL's release of these.
+        arch: architecture, seen from the tensors; of a network of your own, module:function (see docs/plugins.md).
         width: width multiplier; seen from the shapes.
         head: which head to serve, if there are two.
-        classes: file of class names, one a line, in the order of the head; the five pretext classes need none.
+        classes: file of class names, one a line, in the order of the head; the five pretext classes need none, and
+            those of an action head are numbered without it.
         modality: what the network saw, frames (rgb) or frame differences (res). Without it and the next four, what the
             networks of that layout were trained on.
         crop: side of its input in pixels.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from teacher_server.importers.source import Source
 
 RUN_PREFIX = "run:"
+_WISHES_OF_RUNS = ("head", "classes")  # all else stands in the run's own settings
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -122,7 +123,8 @@ def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary,
     with tempfile.TemporaryDirectory(prefix="preceptor-import-") as scratch:
         trial = TeacherLibrary(Path(scratch))
         try:
-            entry = trial.entry(export_teacher(folder, name, trial, f"preceptor teacher import {source}"))
+            command = f"preceptor teacher import {source}"
+            entry = trial.entry(export_teacher(folder, name, trial, command, head=wishes.head, classes=wishes.classes))
         except CheckpointError as error:
             raise ImportRefused(source, str(error)) from None
         assert isinstance(entry.card, TeacherCard)  # a student is one network
@@ -135,8 +137,9 @@ def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary,
 
 def _refuse_flags_of_files(source: str, wishes: Wishes, mode: ImportMode) -> None:
     """Raises ConfigError for what means something for files only."""
-    if wishes != Wishes():
-        changed = [f.name for f in dataclasses.fields(Wishes) if getattr(wishes, f.name) != f.default]
+    fields = [f for f in dataclasses.fields(Wishes) if f.name not in _WISHES_OF_RUNS]
+    changed = [f.name for f in fields if getattr(wishes, f.name) != f.default]
+    if changed:
         flags = ", ".join("--" + field.replace("_", "-") for field in changed)
         raise ConfigError(f"the card of {source} comes from the run: leave out {flags}")
     if mode.trust_pickle:

@@ -28,7 +28,7 @@ from data.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from data.views import ClipSpec
 from teacher_server.errors import BadQuery, LibraryError, TeacherMismatch
 from teacher_server.protocol import TeacherId
-from teacher_server.zoo.names import ARCHITECTURES
+from teacher_server.zoo.names import ARCHITECTURES, is_architecture_name
 
 PRETEXT_CLASSES = ("unchanged", "rotation", "spatial_permutation", "temporal_swap", "temporal_shuffle")
 MAX_CHUNK_BYTES = 2**29  # of one forward pass's pixels: 891 clips of 16x112x112
@@ -37,6 +37,16 @@ _SHARED = ("head", "classes", "crop", "resize")  # what an ensemble's members mu
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 Precision = Literal["float32", "bfloat16"]
+
+
+def numbered_classes(count: int) -> tuple[str, ...]:
+    """Names for classes that nobody named: class_000, class_001 and so on."""
+    return tuple(f"class_{number:03d}" for number in range(count))
+
+
+def pretext_classes(operation: str = "") -> tuple[str, ...]:
+    """What a pretext head tells apart. operation: name of the user's own in the place of the temporal shuffle."""
+    return (*PRETEXT_CLASSES[:-1], operation) if operation else PRETEXT_CLASSES
 
 
 class Provenance(BaseModel):
@@ -102,8 +112,10 @@ class Card(BaseModel):
         """The one byte string that stands for this card: JSON with sorted keys and no spaces."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
 
-    def check_fits(self, teacher: str, spec: ClipSpec, *, num_action_classes: int | None = None) -> None:
-        """Raises TeacherMismatch with every difference spelled out."""
+    def check_fits(
+        self, teacher: str, spec: ClipSpec, *, num_action_classes: int | None = None, operation: str = ""
+    ) -> None:
+        """Raises TeacherMismatch with every difference spelled out. operation: the run's own pretext operation."""
         differences = []
         if spec.clip_len < self.min_clip_len:
             differences.append(f"it takes clips of at least {self.min_clip_len} frames, the run has {spec.clip_len}")
@@ -111,8 +123,9 @@ class Card(BaseModel):
             differences.append(
                 f"it takes {self.crop}x{self.crop} pixels, the run crops {spec.crop}x{spec.crop} (--crop)"
             )
-        if self.head == "pretext" and self.classes != PRETEXT_CLASSES:
-            differences.append(f"its classes are {', '.join(self.classes)}, expected {', '.join(PRETEXT_CLASSES)}")
+        expected = pretext_classes(operation)
+        if self.head == "pretext" and self.classes != expected:
+            differences.append(f"its classes are {', '.join(self.classes)}, expected {', '.join(expected)}")
         if self.head == "action" and num_action_classes is not None and len(self.classes) != num_action_classes:
             differences.append(f"it knows {len(self.classes)} classes, the store has {num_action_classes}")
         if differences:
@@ -137,8 +150,8 @@ class TeacherCard(Card):
 
     @model_validator(mode="after")
     def _known_architecture(self) -> TeacherCard:
-        if self.arch not in ARCHITECTURES:
-            raise ValueError(f"architecture {self.arch!r} is not one of {', '.join(ARCHITECTURES)}")
+        if not is_architecture_name(self.arch):
+            raise ValueError(f"architecture {self.arch!r} is not one of {', '.join(ARCHITECTURES)}, and no plug-in")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
         return self

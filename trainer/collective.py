@@ -36,9 +36,9 @@ class Collective:
 
     def sum_gradients(self, network: nn.Module) -> None:
         """Adds the workers' gradients in place. A parameter without gradient on this worker counts as zero."""
-        if self.world == 1:
-            return
         parameters = [p for p in network.parameters() if p.requires_grad]
+        if self.world == 1 or not parameters:
+            return
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
         dist.all_reduce(flat)
         offset = 0

@@ -9,28 +9,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.views import REMOTE, SEGMENT_COPY, Augment, ClipSpec
-from teacher_server.protocol import MAX_TEMPERATURE, MAX_TIMEOUT_S, MAX_WEIGHT, MIN_TEMPERATURE, TeacherRef
-from teacher_server.zoo.names import ARCHITECTURES
+from data.views import OWN, REMOTE, SEGMENT_COPY, Augment, ClipSpec
+from teacher_server.protocol import TeacherRef
+from trainer.config_checks import check
+from trainer.errors import ConfigError
 
 NO_TEACHER = "none"
-_SMALLEST_CROP = 32
-_LARGEST_WIDTH = 4.0
 _DO_NOT_IDENTIFY = (  # they change how a run is done, and no number of it; of a timeline the content counts: Plan
-    "run_id", "resume", "log_views", "checkpoint_every", "prefetch", "teacher_timeout_s", "teacher_budget_s",
+    "run_id", "resume", "log_views", "log_cka", "checkpoint_every", "keep_checkpoints", "eval_every", "prefetch",
+    "teacher_timeout_s", "teacher_budget_s",
     "teacher_transport", "gateway", "teacher_input", "teacher_replicas", "teacher_max_replicas", "teacher_cpus",
     "teacher_gpus", "teacher_memory_mb", "teacher_weight", "on_teacher_loss", "ledger", "teacher_timeline",
 )  # fmt: skip
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be. One sentence: what was given, what is expected."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,8 @@ class RunConfig:
     teacher: str = "r2plus1d"
     """Teacher to learn from: an alias to follow (r2plus1d), a pinned version (r2plus1d@1), or none (scratch)."""
     student: str = "r3d"
-    """Architecture of the student: c3d, r3d or r2plus1d."""
+    """Architecture of the student: c3d, r3d, r2plus1d, r3d_18, r2plus1d_18, mc3_18, or your own as module:function (see
+    docs/plugins.md)."""
     store: str = "demo"
     """Clip store: a name under $PRECEPTOR_HOME/stores (var/stores in a checkout) or a path; `demo` makes itself."""
 
@@ -60,6 +56,9 @@ class RunConfig:
     """Temporal swap takes any two segments instead of adjacent ones (preset pcl)."""
     shuffle: Literal["segment_copy", "remote"] = "segment_copy"
     """The run's one variant of the temporal shuffle."""
+    pretext_operation: str = ""
+    """An operation of your own in the place of the temporal shuffle: module:function, uint8 [T,H,W,3] to the same; see
+    docs/plugins.md."""
 
     train_subset: str = "train01"
     """List of the store to train on."""
@@ -67,6 +66,13 @@ class RunConfig:
     """List of the store to test on."""
     val_fraction: float = 0.1
     """Share of the training groups that is held out for validation."""
+    fraction: float = 100.0
+    """Percent of the training videos to train on: of each class so many, rounded, and at least one. Smaller fractions
+    lie inside larger ones; validation and test stay whole."""
+    subset_seed: int = 0
+    """Seed of the choice that a fraction makes."""
+    equal_steps: bool = False
+    """A fraction takes as many steps as the whole list would, in more epochs, instead of as many epochs."""
 
     epochs: int = 5
     """Passes over the training videos."""
@@ -80,14 +86,25 @@ class RunConfig:
     """Momentum of SGD."""
     weight_decay: float = 5e-4
     """Weight decay of SGD."""
-    schedule: Literal["plateau", "cosine"] = "cosine"
-    """plateau: falls when the validation loss does not. cosine: falls to min_lr over the whole run, step by step."""
+    schedule: Literal["plateau", "cosine", "step"] = "cosine"
+    """plateau: falls when the validation loss does not. cosine: falls to min_lr over the whole run, step by step. step:
+    falls by step_factor every step_epochs epochs."""
     plateau_patience: int = 50
     """Epochs without a better validation loss before the learning rate falls."""
     plateau_factor: float = 0.1
     """What the learning rate is multiplied by then."""
+    step_epochs: int = 50
+    """Epochs between two falls of the learning rate with --schedule step."""
+    step_factor: float = 0.1
+    """What the learning rate is multiplied by then."""
     min_lr: float = 1e-5
     """Floor of the learning rate."""
+    grad_clip: float = 0.0
+    """Largest norm of the gradient over all weights; longer ones are shortened to it. 0: off."""
+    student_precision: Literal["float32", "bfloat16"] = "float32"
+    """What the student's forward pass computes in; bfloat16 (mixed precision) on GPUs only."""
+    early_stop: int = 0
+    """End training after so many epochs without a lower validation loss. 0: off."""
     seed: int = 0
     """Seed of the student's weights."""
     view_seed: int = 0
@@ -101,10 +118,39 @@ class RunConfig:
     """Weight of the contrastive term [alpha]."""
     contrast_temperature: float = 0.07
     """Temperature of the contrastive term [T]."""
+    contrast_mode: Literal["in_batch", "memory_bank"] = "in_batch"
+    """Where the negatives come from. in_batch: the other videos of the batch. memory_bank: features remembered from
+    earlier steps, of all training videos (preset pcl)."""
+    bank_negatives: int = 1024
+    """Negatives of each tuple in the memory bank [K]; at most all other training videos."""
+    bank_momentum: float = 0.5
+    """Share of the old features that stays when the memory bank is updated."""
     kd_weight: float = 1.0
     """Weight of the distillation term [lambda]."""
+    kd_schedule: Literal["constant", "linear"] = "constant"
+    """constant: the weight stays. linear: it falls to 0 over the whole run, step by step."""
+    kd_target: Literal["teacher", "shuffled", "smoothed"] = "teacher"
+    """What the student follows. Controls: shuffled, the answers of other tuples of the batch with the same pretext
+    label; smoothed, label smoothing of the answer's entropy."""
     temperature: float = 4.0
     """Temperature of the distillation [tau]."""
+    teacher_head: Literal["auto", "pretext", "action"] = "auto"
+    """What the teacher classifies; auto reads it from its card, and behind a gateway means pretext."""
+    teacher_classes: int = 0
+    """Classes of an action teacher behind a gateway, whose card is not to be seen from here; 0 reads the card."""
+    teacher_feature_size: int = 0
+    """Size of the features of a teacher behind a gateway, for the hint term and CKA; 0 reads the card."""
+    hint_weight: float = 0.0
+    """Weight of the hint term: the student's features, projected, follow the teacher's; 0 is off."""
+    log_cka: bool = False
+    """Log how alike the features of student and teacher are (linear CKA): the teacher is asked for its features, as it
+    is for the hint term, and a ledger records them."""
+    ce_weight: float = 0.0
+    """Weight of the supervised term, cross entropy with the videos' classes; 0 is off: no label is used."""
+    extra_loss: str = ""
+    """A loss of your own, module:function; see docs/plugins.md."""
+    extra_loss_weight: float = 1.0
+    """Weight of that loss."""
 
     num_workers: int = 1
     """Ray Train workers; 0 trains in this process, which is good for debugging."""
@@ -154,6 +200,8 @@ class RunConfig:
     """auto: go on with the newest unfinished run of the same settings (or with --run-id's). never: start a new one."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 means at the end of every epoch."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep, beside the best one on validation; `preceptor verify` starts from them."""
     log_views: bool = False
     """Write each step's item digests to views-rank<R>.jsonl."""
 
@@ -163,9 +211,11 @@ class RunConfig:
     """Clips per video for retrieval and probe (the papers of the field take 10)."""
     evaluate: bool = True
     """Evaluate at the end."""
+    eval_every: int = 0
+    """Epochs between pretext evaluations on the test list, for the curves; 0: at the end only."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
     @property
     def clip_spec(self) -> ClipSpec:
@@ -179,13 +229,25 @@ class RunConfig:
 
     @property
     def shuffle_variant(self) -> int:
-        """The view generator's number for `shuffle`."""
+        """The view generator's number for `shuffle`, or for an operation in its place."""
+        if self.pretext_operation:
+            return OWN
         return REMOTE if self.shuffle == "remote" else SEGMENT_COPY
 
     @property
     def teacher_ref(self) -> TeacherRef | None:
         """The teacher that is followed or pinned; None for scratch."""
         return None if self.teacher == NO_TEACHER else TeacherRef.parse(self.teacher)
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the videos' classes reach the losses: only for a supervised one that the user turned on."""
+        return self.ce_weight > 0 or bool(self.extra_loss)
+
+    @property
+    def wants_features(self) -> bool:
+        """Whether the teacher is asked for its features too."""
+        return self.hint_weight > 0 or self.log_cka
 
     @property
     def asks_service(self) -> bool:
@@ -238,64 +300,3 @@ def from_json(fields: dict[str, Any]) -> RunConfig:
         elif type(value) is not type(default):
             raise ConfigError(f"{name} must be {type(default).__name__}, got {value!r}")
     return RunConfig(**fields)
-
-
-_POSITIVE = ("width", "clip_len", "crop", "epochs", "lr", "contrast_temperature", "temperature", "threads")
-_POSITIVE_TOO = ("teacher_replicas", "prefetch", "teacher_timeout_s", "teacher_budget_s", "eval_tuples", "eval_clips",
-                 "teacher_memory_mb", "teacher_weight")  # fmt: skip
-_NOT_NEGATIVE = ("interval", "max_steps", "momentum", "weight_decay", "alpha", "kd_weight", "num_workers")
-_NOT_NEGATIVE_TOO = ("checkpoint_every", "teacher_cpus", "teacher_gpus", "min_lr", "plateau_patience",
-                     "views_per_video", "teacher_max_replicas")  # fmt: skip
-_CHOICES = {
-    "student": ARCHITECTURES,
-    "modality": ("res", "rgb"),
-    "shuffle": ("segment_copy", "remote"),
-    "schedule": ("plateau", "cosine"),
-    "device": ("auto", "cpu", "cuda"),
-    "teacher_transport": ("serve", "http", "in_process"),
-    "teacher_dtype": ("float32", "float16"),
-    "on_teacher_loss": ("wait", "skip", "replay"),
-    "ledger": ("off", "record", "replay", "auto"),
-    "teacher_input": ("auto", "views", "pixels"),
-    "resume": ("auto", "never"),
-}
-
-
-def _check(config: RunConfig) -> None:
-    for name, choices in _CHOICES.items():
-        if getattr(config, name) not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(config, name)!r}")
-    for name in (*_POSITIVE, *_POSITIVE_TOO):
-        if not (math.isfinite(getattr(config, name)) and getattr(config, name) > 0):
-            raise ConfigError(f"{name} must be a finite number > 0, got {getattr(config, name)}")
-    for name in (*_NOT_NEGATIVE, *_NOT_NEGATIVE_TOO):
-        if not (math.isfinite(getattr(config, name)) and getattr(config, name) >= 0):
-            raise ConfigError(f"{name} must be a finite number >= 0, got {getattr(config, name)}")
-    for name in ("val_fraction", "plateau_factor"):
-        if not 0 < getattr(config, name) < 1:
-            raise ConfigError(f"{name} must lie between 0 and 1, got {getattr(config, name)}")
-    if config.crop < _SMALLEST_CROP or config.crop % 2:  # the networks' pooling; a permutation of quadrants
-        raise ConfigError(f"crop must be even and at least {_SMALLEST_CROP}, got {config.crop}")
-    if config.width > _LARGEST_WIDTH:
-        raise ConfigError(f"width must be at most {_LARGEST_WIDTH:g}, as on a teacher's card, got {config.width}")
-    if config.batch_size < max(2, config.num_workers):
-        raise ConfigError(f"batch_size must be at least 2 and at least a tuple per worker, got {config.batch_size}")
-    if (config.teacher_transport == "http") != bool(config.gateway):
-        raise ConfigError("--teacher-transport http and --gateway URL belong together")
-    if not MIN_TEMPERATURE <= config.temperature <= MAX_TEMPERATURE:
-        raise ConfigError(
-            f"temperature must lie between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}, got {config.temperature}"
-        )
-    if config.teacher_timeout_s > MAX_TIMEOUT_S:
-        raise ConfigError(f"teacher_timeout_s must be at most {MAX_TIMEOUT_S:g}, got {config.teacher_timeout_s}")
-    if config.teacher_weight > MAX_WEIGHT:
-        raise ConfigError(f"teacher_weight must be at most {MAX_WEIGHT:g}, got {config.teacher_weight}")
-    if config.teacher_max_replicas and config.teacher_max_replicas < config.teacher_replicas:
-        raise ConfigError(
-            f"teacher_max_replicas must be at least teacher_replicas, "
-            f"got {config.teacher_max_replicas} < {config.teacher_replicas}"
-        )
-    if config.on_teacher_loss == "replay" and config.ledger == "off":
-        raise ConfigError("--on-teacher-loss replay goes on with a ledger: add --ledger auto or record")
-    if not 0 <= config.seed < 2**63 or not 0 <= config.view_seed < 2**63:
-        raise ConfigError(f"seeds must lie between 0 and 2**63, got {config.seed} and {config.view_seed}")

@@ -86,7 +86,11 @@ def _losses(x_name: str) -> Callable[[Axes, RunData, Theme], None]:
         more = (("contrast", "contrast", theme.pink), ("distill", "distillation", theme.green))
         for name, label, colour in (*series, *more):
             _smooth_line(axes, x, column(steps, name), label, colour)
+        optional = (("hint", "hint", theme.green), ("ce", "supervised", theme.blue), ("extra", "extra", theme.pink))
+        for name, label, colour in optional:
+            _smooth_line(axes, x, column(steps, name), label, colour, dashed=True)
         _epoch_line(axes, run, x_name, "val_loss", "pretext, validation", theme.orange)
+        _epoch_line(axes, run, x_name, "test_loss", "pretext, test", theme.green)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("loss (nats)")
 
@@ -99,6 +103,7 @@ def _accuracy(x_name: str) -> Callable[[Axes, RunData, Theme], None]:
         x = column(steps, x_name)
         _smooth_line(axes, x, 100 * column(steps, "pretext_acc"), "training", theme.blue)
         _epoch_line(axes, run, x_name, "val_pretext_acc", "validation", theme.orange, scale=100)
+        _epoch_line(axes, run, x_name, "test_pretext_acc", "test", theme.green, scale=100)
         _test_point(axes, run, x, theme)
         axes.axhline(20, color=theme.muted, linewidth=1, linestyle=(0, (2, 3)), label="guessing")
         axes.set_ylim(0, 100)
@@ -128,6 +133,8 @@ def _agreement(axes: Axes, run: RunData, theme: Theme) -> None:
     _smooth_line(
         axes, column(steps, "step"), 100 * column(steps, "agreement"), "student and teacher agree", theme.green
     )
+    cka = 100 * column(steps, "cka")
+    _smooth_line(axes, column(steps, "step"), cka, "likeness of their features (CKA)", theme.blue, dashed=True)
     axes.set_ylim(0, 100)
     axes.set_ylabel("same answer (%)")
 
@@ -199,7 +206,9 @@ def _window(num_values: int) -> int:
     return max(1, num_values // 40)
 
 
-def _smooth_line(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], label: str, colour: str) -> None:
+def _smooth_line(
+    axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], label: str, colour: str, *, dashed: bool = False
+) -> None:
     """The single values, faint, under their running mean. Nothing when there is no value."""
     if np.isnan(y).all():
         return
@@ -207,16 +216,19 @@ def _smooth_line(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], lab
     if window > 1:
         axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.22)
     marker = "o" if len(y) == 1 else None
-    axes.plot(x, running_mean(y, window), color=colour, linewidth=1.8, label=label, marker=marker)
+    style = "--" if dashed else "-"
+    axes.plot(x, running_mean(y, window), style, color=colour, linewidth=1.8, label=label, marker=marker)
 
 
 def _epoch_line(
     axes: Axes, run: RunData, x_name: str, name: str, label: str, colour: str, *, scale: float = 1.0
 ) -> None:
+    """Joins the epochs that have the figure; the test list may be evaluated every few epochs only."""
     epochs = run.metrics.epochs
-    y = scale * column(epochs, name)
-    if not np.isnan(y).all():
-        axes.plot(column(epochs, x_name), y, color=colour, linewidth=1.8, marker="o", markersize=4.5, label=label)
+    x, y = column(epochs, x_name), scale * column(epochs, name)
+    known = ~np.isnan(y)
+    if known.any():
+        axes.plot(x[known], y[known], color=colour, linewidth=1.8, marker="o", markersize=4.5, label=label)
 
 
 def _test_point(axes: Axes, run: RunData, x: NDArray[np.float64], theme: Theme) -> None:
@@ -235,7 +247,7 @@ def _test_point(axes: Axes, run: RunData, x: NDArray[np.float64], theme: Theme) 
         markersize=7,
         capsize=4,
         linestyle="none",
-        label=f"test {accuracy:.1f} %",
+        label=f"test at the end, {accuracy:.1f} %",
         clip_on=False,
         zorder=5,
     )

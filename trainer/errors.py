@@ -3,10 +3,17 @@
 TrainingError(RuntimeError)
 ├── CheckpointError      a checkpoint is missing or damaged, or was made by another run
 ├── Diverged             the loss is not finite any more
+├── EvaluationError      a student, a store and a protocol that do not go together; a ValueError too
 └── TrainingFailed       the workers ended without an outcome
+
+ConfigError(ValueError)   settings, or a name among them, that cannot be
 """
 
 from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be. One sentence: what was given, what is expected."""
 
 
 class TrainingError(RuntimeError):
@@ -25,6 +32,10 @@ class Diverged(TrainingError):
 
     def __str__(self) -> str:
         return f"the loss is not finite at step {self.args[0]}: choose a smaller --lr and --resume never"
+
+
+class EvaluationError(TrainingError, ValueError):
+    """This student cannot be evaluated in this way on these videos."""
 
 
 class TrainingFailed(TrainingError):

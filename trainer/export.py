@@ -5,49 +5,74 @@ python -m trainer.export RUN --name NAME [--library DIR]
 
 from __future__ import annotations
 
-import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from safetensors.torch import save_file
+from torch import Tensor
 
 from data.errors import DataError
-from data.home import runs_folder, teachers_folder
-from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard
+from data.home import runs_folder, store_path, teachers_folder
+from data.store import ClipStore
+from teacher_server.card import Provenance, TeacherCard, numbered_classes, pretext_classes
 from teacher_server.errors import TeacherError
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
+from teacher_server.zoo.heads import CLIPS_PER_TUPLE
 from teacher_server.zoo.names import ARCH_VERSION
-from teacher_server.zoo.registry import build_backbone
 from trainer.checkpoint import load_network_tensors, newest_checkpoint
-from trainer.config import ConfigError, RunConfig, from_json
+from trainer.config import ConfigError, RunConfig
 from trainer.errors import CheckpointError
 from trainer.report_data import read_metrics
 from trainer.runs import RunFolder
+from trainer.teacher_facts import teacher_facts
+
+Head = Literal["pretext", "action"]
 
 
-def export_teacher(run: RunFolder, name: str, library: TeacherLibrary, command: str = "") -> TeacherId:
-    """Adds the run's network, without its projector, as the next version of `name`; the card records `command`.
+def export_teacher(
+    run: RunFolder,
+    name: str,
+    library: TeacherLibrary,
+    command: str = "",
+    *,
+    head: Literal["auto", "pretext", "action"] = "auto",
+    classes: tuple[str, ...] | None = None,
+) -> TeacherId:
+    """Adds the run's network as the next version of `name`, with one head and no projector.
 
-    Raises ConfigError for a run that is not finished, CheckpointError for a damaged one, TeacherError for the name.
+    command: for the card. head: auto takes the pretext head where there is one. classes: names of an action head's
+    classes; None takes them from where the run had them. Raises ConfigError for a run that is not finished or has no
+    such head, or for classes of a pretext head, CheckpointError for a damaged one, TeacherError for the name.
     """
     if not run.is_finished:
         raise ConfigError(f"run {run.run_id} is not finished: train it to the end first")
-    config = read_config(run)
+    config = run.read_config()
     result = run.read_result()
     tensors = load_network_tensors(newest_checkpoint(run.checkpoints))
-    served = {key: tensor for key, tensor in tensors.items() if not key.startswith("projector.")}
+    chosen = _choose_head(run, tensors, head)
+    if chosen == "pretext" and classes is not None:
+        raise ConfigError(
+            f"--classes names an action head's classes, run {run.run_id} is taken by its pretext head (--head)"
+        )
+    num_classes, num_inputs = tensors[f"{chosen}_head.linear.weight"].shape
     card = TeacherCard(
         arch=config.student,
         arch_version=ARCH_VERSION,
         width=config.width,
-        head="pretext",
-        classes=PRETEXT_CLASSES,
+        head=chosen,
+        classes=(
+            pretext_classes(config.pretext_operation)
+            if chosen == "pretext"
+            else _action_classes(config, num_classes, classes)
+        ),
         clip_len=config.clip_len,
         crop=config.crop,
         modality=config.modality,
-        feature_size=build_backbone(config.student, config.width).feature_size,
+        feature_size=num_inputs // (CLIPS_PER_TUPLE if chosen == "pretext" else 1),
         provenance=Provenance(
             command=command,
             store_fingerprint=result["store_fingerprint"],
@@ -57,15 +82,34 @@ def export_teacher(run: RunFolder, name: str, library: TeacherLibrary, command: 
     )
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.safetensors"
-        save_file(served, weights)
+        save_file({key: x for key, x in tensors.items() if key.startswith(("backbone.", f"{chosen}_head."))}, weights)
         return library.add(name, card, weights)
 
 
-def read_config(run: RunFolder) -> RunConfig:
-    """The settings that a run was started with."""
-    fields = json.loads(run.config.read_bytes())
-    fields.pop("identity")
-    return from_json(fields)
+def _choose_head(run: RunFolder, tensors: Mapping[str, Tensor], wish: Literal["auto", "pretext", "action"]) -> Head:
+    heads: tuple[Head, Head] = ("pretext", "action")
+    there = [head for head in heads if f"{head}_head.linear.weight" in tensors]
+    for head in there:
+        if wish in ("auto", head):
+            return head
+    raise ConfigError(f"run {run.run_id} has no {wish} head, it has {' and '.join(there) or 'none'} (--head)")
+
+
+def _action_classes(config: RunConfig, count: int, named: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names of the classes: those that the user gave, the action teacher's or, with the supervised term, the
+    store's. Where these are not to be had here any more, numbers."""
+    if named is not None:
+        if len(named) != count:
+            raise ConfigError(f"the action head has {count} classes, --classes names {len(named)}")
+        return named
+    try:
+        facts = teacher_facts(config)
+        if facts is not None and facts.head == "action" and len(facts.classes) == count:
+            return facts.classes
+        store_classes = ClipStore.open(store_path(config.store)).classes
+    except (TeacherError, DataError, ConfigError):
+        return numbered_classes(count)
+    return store_classes if config.ce_weight > 0 and len(store_classes) == count else numbered_classes(count)
 
 
 def _metrics(run: RunFolder, result: dict[str, object]) -> dict[str, float]:

@@ -17,8 +17,8 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from data.render import render_batch
 from data.store import ClipStore
 from data.views import VIEWS_PER_TUPLE, ViewBatch
 from teacher_server.protocol import Binding
+from trainer.batch import StudentBatch
 from trainer.sampler import Sampler
-from trainer.step import StudentBatch
 from trainer.timeline import TimelineEntry
 
 _POLL_S = 0.2  # how soon a waiting thread notices that the other one has ended
@@ -50,13 +50,15 @@ class Asking:
 class TeacherAnswer:
     """Softened logits float32 [B, K] for one step, and the version that the step is bound to.
 
-    mask: bool [B], False where no teacher answered and the logits mean nothing; None when all tuples were answered.
+    mask: bool [B], False where no teacher answered and the numbers mean nothing; None when all tuples were answered.
+    features: float32 [B, D], None unless they were asked for.
     """
 
     logits: NDArray[np.float32]
     binding: Binding
     mask: NDArray[np.bool_] | None = None
     asking: Asking = Asking()
+    features: NDArray[np.float32] | None = None
 
 
 class TeacherSignal(Protocol):
@@ -109,7 +111,10 @@ class _Rendered:
 
 
 class Loader:
-    """Iterates over the steps first .. stop-1 of one worker. Use it as a context: the thread runs inside it only."""
+    """Iterates over the steps first .. stop-1 of one worker. Use it as a context: the thread runs inside it only.
+
+    labels: the class of each video of the store, for a run with a supervised term; None keeps them away.
+    """
 
     def __init__(
         self,
@@ -124,6 +129,7 @@ class Loader:
         world: int = 1,
         prefetch: int = 2,
         device: torch.device | None = None,
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         self._sampler = sampler
         self._store = store
@@ -133,6 +139,7 @@ class Loader:
         self._rank = rank
         self._world = world
         self._device = device or torch.device("cpu")
+        self._labels = labels
         self._slots = threading.Semaphore(prefetch)
         self._queue: queue.SimpleQueue[_Rendered | BaseException] = queue.SimpleQueue()
         self._closed = threading.Event()
@@ -161,24 +168,46 @@ class Loader:
         rendered = self._take()
         if isinstance(rendered, BaseException):
             raise rendered
-        clips = prepare(rendered.pixels, self._input_spec).to(self._device)
-        by_position = _split_tuple(clips)
-        labels = torch.from_numpy(rendered.views.pretext_labels).to(self._device)
+        clips = _split_tuple(prepare(rendered.pixels, self._input_spec).to(self._device))
         data_s = time.perf_counter() - began
         answer = None if self._teacher is None else self._teacher.get()
         wait_s = time.perf_counter() - began - data_s
         self._slots.release()
+        batch = self._batch(rendered, clips, answer)
         if answer is None:
-            batch = StudentBatch(by_position, labels, None)
             return LoadedStep(rendered.step, rendered.views, batch, None, Asking(), data_s, 0.0)
-        batch = StudentBatch(
-            clips=by_position,
-            pretext_labels=labels,
-            # A copy: replies arrive as read-only memory.
-            teacher_logits=torch.from_numpy(answer.logits.copy()).to(self._device),
-            teacher_mask=None if answer.mask is None else torch.from_numpy(answer.mask).to(self._device),
-        )
         return LoadedStep(rendered.step, rendered.views, batch, answer.binding, answer.asking, data_s, wait_s)
+
+    def _batch(
+        self,
+        rendered: _Rendered,
+        clips: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        answer: TeacherAnswer | None,
+    ) -> StudentBatch:
+        """One converter from arrays to tensors on the student's device; answers are copied, because they arrive as
+        read-only memory."""
+
+        def tensor(array: NDArray[Any]) -> torch.Tensor:
+            return torch.from_numpy(array.copy()).to(self._device)
+
+        views = rendered.views
+        labels = None if self._labels is None else self._labels[views.records["video"][::VIEWS_PER_TUPLE]]
+        batch = StudentBatch(
+            clips,
+            tensor(views.pretext_labels),
+            None,
+            step=rendered.step,
+            positions=tensor(self._sampler.positions(views)),
+            action_labels=None if labels is None else tensor(labels),
+        )
+        if answer is None:
+            return batch
+        return replace(
+            batch,
+            teacher_logits=tensor(answer.logits),
+            teacher_mask=None if answer.mask is None else tensor(answer.mask),
+            teacher_features=None if answer.features is None else tensor(answer.features),
+        )
 
     def _take(self) -> _Rendered | BaseException:
         while True:

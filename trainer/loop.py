@@ -1,6 +1,6 @@
 """The training loop of one worker. Needs no Ray: launch.py calls it in each Ray Train worker, or in this process.
 
-load newest checkpoint -> steps -> (end of epoch: validation, schedule, checkpoint) -> evaluation -> result.json
+load newest checkpoint -> steps -> (end of epoch: epochs.EpochEnd, checkpoint) -> finish.write_result
 """
 
 from __future__ import annotations
@@ -17,24 +17,22 @@ import torch
 from data.store import ClipStore
 from teacher_server.errors import LedgerError, TeacherError, TeacherUnavailable
 from trainer.agreement import OneVersion, check_same_start
-from trainer.checkpoint import (
-    load_newest,
-    newest_step,
-    save_checkpoint,
-    seed_everything,
-)
+from trainer.checkpoint import load_newest, newest_step, point_to_best, save_checkpoint, seed_everything
 from trainer.collective import Collective
 from trainer.config import RunConfig
+from trainer.epochs import EpochEnd
 from trainer.errors import Diverged
-from trainer.evaluate.final import EvalOptions, evaluate_student
-from trainer.evaluate.pretext import pretext_accuracy
+from trainer.fingerprint import weights_digest
+from trainer.finish import Stopped, write_result
 from trainer.loader import LoadedStep, Loader, TeacherSignal
 from trainer.log import MetricSink, RunLog
+from trainer.objective import lambda_at
 from trainer.plan import Plan, student_input
-from trainer.records import EVALUATION_FIGURES, step_record, summary
+from trainer.records import step_record
 from trainer.runs import RunFolder
-from trainer.sampler import Sampler, split_rows
-from trainer.start import cosine_lr, new_state, set_lr
+from trainer.sampler import Sampler, count_whole, split_rows
+from trainer.schedule import scheduled_lr, set_lr
+from trainer.start import new_state
 from trainer.step import StepNumbers, train_step
 from trainer.timeline import TimelineEntry
 
@@ -49,10 +47,6 @@ class Outcome:
     status: Literal["finished", "stopped", "teacher_unavailable", "diverged"]
     step: int
     reason: str = ""
-
-
-class Stopped(Exception):
-    """Raised inside the evaluation when a stop is asked for."""
 
 
 class Trainer:
@@ -81,11 +75,19 @@ class Trainer:
         seed_everything(self.config.seed)
         self.store = ClipStore.open(plan.store_path)
         self.train_rows, self.val_rows, self.test_rows, self.left_out = split_rows(self.store, self.config)
-        self.sampler = Sampler(self.store.videos, self.train_rows, self.config)
+        num_whole = count_whole(self.store, self.config)
+        self.sampler = Sampler(self.store.videos, self.train_rows, self.config, num_whole, trusted=plan.trusted)
         self.device = torch.device(plan.device)
-        self.state = new_state(self.config, self.device)
+        self.state = new_state(
+            self.config,
+            self.device,
+            num_train=len(self.train_rows),
+            teacher=plan.teacher,
+            classes=self.store.classes,
+            trusted=plan.trusted,
+        )
         self.log = RunLog(run, sink) if collective.rank == 0 else None
-        self._epoch_began = time.perf_counter()
+        self._end_epoch = EpochEnd(self.config, self.store, self.val_rows, self.test_rows, collective, self.log)
         self._views_log = (
             open(run.path / f"views-rank{collective.rank}.jsonl", "a") if self.config.log_views else None  # noqa: SIM115
         )
@@ -103,6 +105,8 @@ class Trainer:
     def _run(self) -> Outcome:
         first = load_newest(self.run_folder.checkpoints, self.state, self._fixed())
         check_same_start(first, self.collective)
+        if self.collective.rank == 0:
+            point_to_best(self.run_folder.checkpoints, self.state.selection)  # a kill may have come before it
         unavailable = self._restore_timeline(first)
         if unavailable:
             return Outcome("teacher_unavailable", first, unavailable)
@@ -113,7 +117,9 @@ class Trainer:
         if outcome.status != "finished" or self.collective.rank != 0:
             return outcome
         try:
-            self._finish(outcome.step)
+            write_result(
+                self.run_folder, self.plan, self.store, self.sampler, self.state, outcome.step, self.should_stop
+            )
         except Stopped:
             return Outcome("stopped", outcome.step, "stopped in the final evaluation")
         return outcome
@@ -129,7 +135,7 @@ class Trainer:
         return (reason or _ANOTHER_WORKER) if self.collective.any(bool(reason)) else ""
 
     def _train(self, first: int) -> Outcome:
-        stop = self.sampler.total_steps
+        stop = first if self._is_spent() else self.sampler.total_steps
         of_one_version = OneVersion(self.teacher, self.collective)
         with Loader(
             self.sampler,
@@ -142,6 +148,7 @@ class Trainer:
             world=self.collective.world,
             prefetch=self.config.prefetch,
             device=self.device,
+            labels=self.store.labels if self.config.uses_labels else None,
         ) as loader:
             steps = iter(loader)
             for step in range(first, stop):
@@ -154,19 +161,28 @@ class Trainer:
                 self._one_step(of_one_version(loaded), began)
                 stopping = self.collective.any(self.should_stop())
                 if self.sampler.ends_epoch(step):
-                    self._end_epoch(step)
+                    self._end_epoch(self.state, epoch=self.sampler.epoch_of(step), num_steps=step + 1)
                 if self._is_checkpoint(step) or stopping:
                     unwritten = self._save(step + 1)
                     if unwritten:
                         return Outcome("teacher_unavailable", step + 1, unwritten)
+                if self._is_spent():
+                    return Outcome("finished", step + 1)
                 if stopping and step + 1 < stop:
                     return Outcome("stopped", step + 1, "stopped on request")
         return Outcome("finished", stop)
 
+    def _is_spent(self) -> bool:
+        """Whether config.early_stop ends the run here; true on all workers, and again after a resume."""
+        return self.state.selection.is_spent(self.config.early_stop)
+
     def _one_step(self, loaded: LoadedStep, began: float) -> None:
-        if self.config.schedule == "cosine":
-            set_lr(self.state.optimizer, cosine_lr(self.config, loaded.step, self.sampler.total_steps))
-        numbers = train_step(self.state.network, self.state.optimizer, loaded.batch, self.config, self.collective)
+        epoch, total_steps = self.sampler.epoch_of(loaded.step), self.sampler.total_steps
+        lr = scheduled_lr(self.config, loaded.step, epoch=epoch, total_steps=total_steps)
+        if lr is not None:
+            set_lr(self.state.optimizer, lr)
+        lambda_kd = lambda_at(self.config, loaded.step, total_steps)
+        numbers = train_step(self.state, loaded.batch, self.config, self.collective, lambda_kd)
         if not math.isfinite(numbers.loss):  # of the global batch: all workers see it
             raise Diverged(loaded.step + 1)
         seconds = time.perf_counter() - began
@@ -179,10 +195,11 @@ class Trainer:
             loaded,
             numbers,
             self.state.totals,
-            epoch=self.sampler.epoch_of(loaded.step),
+            epoch=epoch,
             lr=self.state.optimizer.param_groups[0]["lr"],
             seconds=seconds,
             clips=clips,
+            weights=self._digest(),
         )
         self.log.record("step", loaded.step + 1, record)
 
@@ -202,7 +219,12 @@ class Trainer:
         totals.epoch_steps += 1
         totals.epoch_loss += numbers.loss
         totals.epoch_pretext_acc += numbers.pretext_acc
+        totals.add_labels(numbers.label_counts, numbers.label_hits)
         return 3 * num_items
+
+    def _digest(self) -> str | None:
+        """Of the student after the step; None on a GPU, where a rerun has other bits anyway."""
+        return weights_digest(self.state.network, self.state.objective) if self.device.type == "cpu" else None
 
     def _note_binding(self, loaded: LoadedStep) -> None:
         if loaded.binding is None:
@@ -218,48 +240,6 @@ class Trainer:
         digests = [digest.hex() for digest in loaded.views.item_digests(self.store.videos)]
         self._views_log.write(json.dumps({"step": loaded.step, "items": digests}) + "\n")
         self._views_log.flush()
-
-    def _end_epoch(self, step: int) -> None:
-        """Validation on rank 0, the schedule on all ranks."""
-        self.collective.same_buffers(self.state.network)
-        val_loss = torch.zeros(1, dtype=torch.float64)
-        values: dict[str, Any] = {}
-        if self.log is not None:
-            result = pretext_accuracy(
-                self.state.network,
-                self.store,
-                self.val_rows,
-                self.config.clip_spec,
-                student_input(self.config),
-                view_seed=self.config.view_seed,
-                tuples_per_video=1,
-                any_swap=self.config.any_swap,
-            )
-            val_loss[0] = result.loss
-            values = {
-                "val_loss": round(result.loss, 6),
-                "val_pretext_acc": round(result.accuracy, 6),
-                "val_balanced_acc": round(result.balanced_accuracy, 6),
-            }
-        mean_loss = float(self.collective.sum(val_loss)[0])  # rank 0's: the others add 0
-        if self.config.schedule == "plateau":
-            self.state.schedule.step(mean_loss)
-        totals = self.state.totals
-        if self.log is not None:
-            self.log.record(
-                "epoch",
-                step + 1,
-                {
-                    "epoch": self.sampler.epoch_of(step),
-                    "lr": self.state.optimizer.param_groups[0]["lr"],
-                    "train_loss": round(totals.epoch_loss / totals.epoch_steps, 6),
-                    "train_pretext_acc": round(totals.epoch_pretext_acc / totals.epoch_steps, 6),
-                    **values,
-                    "seconds": round(time.perf_counter() - self._epoch_began, 3),
-                },
-            )
-        totals.epoch_steps, totals.epoch_loss, totals.epoch_pretext_acc = 0, 0.0, 0.0
-        self._epoch_began = time.perf_counter()
 
     def _is_checkpoint(self, step: int) -> bool:
         every = self.config.checkpoint_every
@@ -278,7 +258,8 @@ class Trainer:
         unwritten = (reason or _ANOTHER_LEDGER) if self.collective.any(bool(reason)) else ""
         self.collective.same_buffers(self.state.network)
         if self.collective.rank == 0:
-            save_checkpoint(self.run_folder.checkpoints, num_steps, self.state, self._fixed())
+            folder, keep = self.run_folder.checkpoints, self.config.keep_checkpoints
+            save_checkpoint(folder, num_steps, self.state, self._fixed(), keep=keep)
         return unwritten
 
     def _fixed(self) -> dict[str, Any]:
@@ -289,48 +270,6 @@ class Trainer:
             "device": self.device.type,
             "store_fingerprint": self.store.fingerprint,
             "settings": self.plan.identity,
-        }
-
-    def _finish(self, num_steps: int) -> None:
-        """Evaluation and result.json."""
-        result = self._summary(num_steps)
-        if self.config.evaluate:
-            evaluation = evaluate_student(
-                self.state.network,
-                self.store,
-                train_rows=self.train_rows,
-                test_rows=self.test_rows,
-                spec=self.config.clip_spec,
-                input_spec=student_input(self.config),
-                options=EvalOptions(
-                    tuples_per_video=self.config.eval_tuples,
-                    clips_per_video=self.config.eval_clips,
-                    view_seed=self.config.view_seed,
-                    seed=self.config.seed,
-                    any_swap=self.config.any_swap,
-                ),
-                progress=self._poll_stop,
-            )
-            result["evaluation"] = evaluation.to_json()
-            for name in EVALUATION_FIGURES:
-                result[name] = getattr(evaluation, name)
-        self.run_folder.write_json(self.run_folder.result, result)
-
-    def _poll_stop(self, _phase: str, _done: int, _total: int) -> None:
-        if self.should_stop():
-            raise Stopped
-
-    def _summary(self, num_steps: int) -> dict[str, Any]:
-        run_id, num_epochs = self.run_folder.run_id, self.sampler.total_epochs
-        return {
-            **summary(self.state, self.config, run_id=run_id, num_steps=num_steps, num_epochs=num_epochs),
-            "store_fingerprint": self.store.fingerprint,
-            "num_videos": {
-                "train": len(self.train_rows),
-                "validation": len(self.val_rows),
-                "test": len(self.test_rows),
-                "left_out": self.left_out,
-            },
         }
 
 

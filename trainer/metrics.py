@@ -39,6 +39,8 @@ class StudentMetrics:
             self._step(record)
         elif record["kind"] == "epoch":
             self._accuracy.set(record["val_pretext_acc"], {"kind": "validation"})
+            if "test_pretext_acc" in record:
+                self._accuracy.set(record["test_pretext_acc"], {"kind": "test"})
 
     def _step(self, record: Mapping[str, Any]) -> None:
         self._steps.inc(1)
@@ -48,7 +50,7 @@ class StudentMetrics:
             self._phases.observe(max(0.0, seconds), {"phase": phase})
             if seconds > 0:  # a counter refuses 0
                 self._seconds.inc(seconds, {"phase": phase})
-        for term in ("loss", "pretext", "contrast", "distill"):
+        for term in ("loss", "pretext", "contrast", "distill", "hint", "ce", "extra"):
             if record[term] is not None:
                 self._losses.set(record[term], {"term": "total" if term == "loss" else term})
         self._accuracy.set(record["pretext_acc"], {"kind": "training"})

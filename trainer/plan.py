@@ -15,7 +15,9 @@ from data.store import ClipStore
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherRef
 from trainer.config import ConfigError, RunConfig
-from trainer.sampler import Sampler, split_rows
+from trainer.config_checks import NO_BFLOAT16_ON_CPU
+from trainer.sampler import Sampler, count_whole, split_rows
+from trainer.teacher_facts import TeacherFacts, student_action_classes, teacher_facts
 from trainer.timeline import TimelineEntry, recorded_timeline
 
 
@@ -24,6 +26,8 @@ class Plan:
     """A checked run. Paths are absolute, because workers run in other folders.
 
     timeline: what --teacher-timeline names, read here because its file may lie on this machine only; empty without it.
+    teacher: what the run must know of its teacher beforehand; None for scratch. trusted: whether the user typed the
+    names of plug-ins among the settings; those that were read back from a run's folder bring no code along.
     """
 
     config: RunConfig
@@ -39,6 +43,8 @@ class Plan:
     num_left_out: int
     steps_per_epoch: int
     total_steps: int
+    teacher: TeacherFacts | None = None
+    trusted: bool = False
 
     @property
     def identity(self) -> str:
@@ -63,21 +69,16 @@ class Plan:
 def check_teacher(config: RunConfig) -> None:
     """Reads the teacher's card. Raises TeacherError or ConfigError, a sentence, unless the run can learn from it.
 
-    Any version of an alias will do: all of them have one signature. The library behind a gateway is not to be seen from
-    here: there the service refuses what does not fit.
+    The library behind a gateway is not to be seen from here: there the service refuses what does not fit.
     """
-    ref = config.teacher_ref
-    if ref is None or not config.needs_library:
-        return
-    library = TeacherLibrary(teachers_folder())
-    card = library.entry(library.first(ref)).card
-    if card.head != "pretext":
-        raise ConfigError(f"teacher {config.teacher} has an {card.head} head, students learn from pretext heads")
-    card.check_fits(config.teacher, config.clip_spec)
+    teacher_facts(config)
 
 
-def make_plan(config: RunConfig) -> Plan:
-    """Opens the store and counts steps. Raises one of the packages' errors, each a sentence."""
+def make_plan(config: RunConfig, *, trusted: bool = False) -> Plan:
+    """Opens the store and counts steps. Raises one of the packages' errors, each a sentence.
+
+    trusted: whether the user typed the settings; see Plan.
+    """
     timeline = recorded_timeline(config, TeacherLibrary(teachers_folder()) if config.needs_library else None)
     path = store_path(config.store)
     store = ClipStore.open(path)
@@ -87,8 +88,14 @@ def make_plan(config: RunConfig) -> Plan:
             f"--crop {config.crop} does not fit into the store's frames of {height}x{width}: "
             "choose a smaller crop, or ingest with a larger --size"
         )
+    teacher = teacher_facts(config)
+    student_action_classes(config, teacher, store.classes)
+    if config.extra_loss:
+        from trainer.objective import load_extra_loss  # torch is heavy, and most runs have no such loss
+
+        load_extra_loss(config.extra_loss, trusted=trusted)
     train, validation, test, left_out = split_rows(store, config)
-    sampler = Sampler(store.videos, train, config)
+    sampler = Sampler(store.videos, train, config, count_whole(store, config), trusted=trusted)
     return Plan(
         config=config,
         store_path=path,
@@ -103,6 +110,8 @@ def make_plan(config: RunConfig) -> Plan:
         num_left_out=left_out,
         steps_per_epoch=sampler.steps_per_epoch,
         total_steps=sampler.total_steps,
+        teacher=teacher,
+        trusted=trusted,
     )
 
 
@@ -114,6 +123,13 @@ def student_input(config: RunConfig) -> InputSpec:
 def _device(config: RunConfig) -> str:
     if config.device == "cpu":
         return config.device
+    device = _usable_device(config)
+    if device == "cpu" and config.student_precision == "bfloat16":
+        raise ConfigError(NO_BFLOAT16_ON_CPU)
+    return device
+
+
+def _usable_device(config: RunConfig) -> str:
     import torch  # heavy, and needed for this one question
 
     here = torch.cuda.is_available()

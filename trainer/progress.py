@@ -16,6 +16,14 @@ from rich.text import Text
 
 _PLAIN_EVERY_S = 10.0
 _SMOOTH = 0.9  # weight of the past in the moving averages
+_TERMS = (
+    ("pretext", "pretext"),
+    ("contrast", "contrast"),
+    ("kd", "distill"),
+    ("hint", "hint"),
+    ("supervised", "ce"),
+    ("extra", "extra"),
+)
 
 
 class Progress:
@@ -89,11 +97,7 @@ class Progress:
 
     def _step_line(self, record: dict[str, Any]) -> str:
         eta = max(0, self._total - record["step"]) * self._seconds
-        terms = " ".join(
-            f"{name} {record[key]:.3f}"
-            for name, key in (("pretext", "pretext"), ("contrast", "contrast"), ("kd", "distill"))
-            if record[key] is not None
-        )
+        terms = " ".join(f"{name} {record[key]:.3f}" for name, key in _TERMS if record.get(key) is not None)
         teacher = f"  teacher {record['teacher']} wait {self._wait_share:.0%}" if record["teacher"] else ""
         skipped = f"  kd skipped for {self._kd_skipped} tuples" if self._kd_skipped else ""
         return (
@@ -112,7 +116,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _epoch_line(record: dict[str, Any]) -> str:
-    return (
-        f"epoch {record['epoch'] + 1}  train loss {record['train_loss']:.3f} acc {record['train_pretext_acc']:.3f}  "
-        f"validation loss {record['val_loss']:.3f} acc {record['val_pretext_acc']:.3f}  {record['seconds']:.1f} s"
+    lists = (("train", "train"), ("validation", "val"), ("test", "test"))
+    figures = "  ".join(
+        f"{name} loss {record[f'{key}_loss']:.3f} acc {record[f'{key}_pretext_acc']:.3f}"
+        for name, key in lists
+        if f"{key}_loss" in record
     )
+    return f"epoch {record['epoch'] + 1}  {figures}  {record['seconds']:.1f} s"

@@ -15,7 +15,7 @@ from data.store import ClipStore
 from trainer.curves import DARK, LIGHT, curves_png, panel_png, panels
 from trainer.report_data import RunData, duration, number, percent, read_run
 from trainer.report_html import Html, join, page, paragraph, picture, section, text, tiles
-from trainer.report_sections import environment, evaluation, settings, timeline, tuples
+from trainer.report_sections import environment, evaluation, labels, settings, timeline, tuples
 
 CURVES_NAME = "curves.png"
 REPORT_NAME = "report.html"
@@ -40,6 +40,7 @@ def report_html(run: RunData, store: ClipStore | None = None) -> bytes:
         section("result", "Result", tiles(_headline(run))),
         section("curves", "Curves", _plots(run)),
         section("evaluation", "Evaluation on the test list", *evaluation(run)),
+        section("labels", "Pretext operations", *labels(run)),
         section("timeline", "Teacher timeline", timeline(run)),
         section("tuples", "What the student is shown", *tuples(run, store)),
         section("settings", "Settings", settings(run)),
@@ -88,7 +89,7 @@ def _effort(run: RunData) -> list[tuple[str, str, str]]:
     epochs = result.get("epochs", len(run.metrics.epochs))
     seconds = result.get("seconds", last.get("elapsed_s"))
     figures = [
-        ("Steps", str(result.get("steps", last.get("step", 0))), f"{epochs} epochs"),
+        ("Steps", str(result.get("steps", last.get("step", 0))), _epochs_in_words(epochs, result)),
         ("Training time", duration(seconds), "evaluation not counted" if run.result else "so far"),
     ]
     speed = number(result, "clips_per_second")
@@ -96,9 +97,16 @@ def _effort(run: RunData) -> list[tuple[str, str, str]]:
         figures.append(("Speed", f"{speed:.1f}", "clips a second"))
     if "teacher_wait_share" in result and run.config.get("teacher") != "none":
         figures.append(("Teacher wait", percent(result["teacher_wait_share"]), "share of the training time"))
+    if result.get("best_step"):
+        best = f"balanced accuracy {percent(result.get('best_val_balanced_acc'))}"
+        figures.append(("Best on validation", f"step {result['best_step']}", best))
     if result.get("kd_skipped"):
         figures.append(("Without distillation", str(result["kd_skipped"]), "tuples that no teacher answered"))
     return figures
+
+
+def _epochs_in_words(epochs: int, result: Mapping[str, Any]) -> str:
+    return f"{epochs} epochs, stopped early" if result.get("stopped_early") else f"{epochs} epochs"
 
 
 def _beside(final: Mapping[str, Any], interval: str, chance: str) -> str:

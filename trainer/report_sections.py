@@ -49,6 +49,32 @@ def _counts(final: Mapping[str, Any]) -> str:
     )
 
 
+def labels(run: RunData) -> list[Html]:
+    """How often each operation occurred on each list, and plain beside balanced accuracy; nothing before an epoch."""
+    last: Mapping[str, Any] = run.metrics.epochs[-1] if run.metrics.epochs else {}
+    in_epoch = ("label_histogram", "pretext_acc", "balanced_acc")
+    at_end = ("pretext_label_histogram", "pretext_acc", "pretext_balanced_acc")
+    figures = {
+        "training, last epoch": [last.get(f"train_{name}") for name in in_epoch],
+        "validation, last epoch": [last.get(f"val_{name}") for name in in_epoch],
+        "test, last epoch": [last.get(f"test_{name}") for name in in_epoch],
+        "test, final": [run.evaluation.get(name) for name in at_end],
+    }
+    rows = [
+        (text(what), *(text(count) for count in histogram), text(percent(plain)), text(percent(balanced)))
+        for what, (histogram, plain, balanced) in figures.items()
+        if histogram
+    ]
+    if not rows:
+        return []
+    note = (
+        "Tuples by what was done to their middle clip. Balanced accuracy is the mean of the operations' accuracies; it "
+        "counts where some operations are rarer than others. Training tuples are augmented and seen before each update."
+    )
+    header = ("list", *OPERATIONS, "accuracy", "balanced")
+    return [paragraph(text(note)), table("Tuples and accuracy by pretext operation", header, rows)]
+
+
 def timeline(run: RunData) -> Html:
     """Which teacher answered which steps."""
     entries = (run.result or {}).get("teacher_timeline") or _timeline_of_metrics(run)

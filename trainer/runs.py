@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data.atomic import write_atomic
-from trainer.config import NO_TEACHER, ConfigError, RunConfig
+from trainer.config import NO_TEACHER, ConfigError, RunConfig, from_json
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -77,6 +77,17 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether there is a result."""
         return self.result.is_file()
+
+    def read_config(self) -> RunConfig:
+        """The settings that the run was started with. Raises ConfigError, a sentence, for a file that has none."""
+        try:
+            fields = json.loads(self.config.read_bytes())
+        except ValueError as error:
+            raise ConfigError(f"{self.config} is damaged: {error}") from None
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{self.config} is damaged: expected an object, got {type(fields).__name__}")
+        fields.pop("identity", None)
+        return from_json(fields)
 
     def read_result(self) -> dict[str, Any]:
         """result.json."""
@@ -159,7 +170,8 @@ def _new_run(runs: Path, run_id: str, config: RunConfig, identity: str) -> RunFo
 def _make_id(config: RunConfig) -> str:
     teacher = "scratch" if config.teacher == NO_TEACHER else config.teacher.replace("@", "-v")
     # The nanoseconds keep two starts within a second apart.
-    return f"{config.student}-{teacher}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}"
+    student = re.sub(r"[^A-Za-z0-9._-]", ".", config.student)  # a plug-in is module:function
+    return f"{student}-{teacher}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}"
 
 
 def _identity(run: RunFolder) -> str | None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
+from data.draw import draw_tuples, epoch_order, long_enough
+from data.operations import load_operation
 from data.philox import uniform
 from data.store import ClipStore
-from data.views import VideoTable, ViewBatch, draw_tuples, epoch_order, long_enough
+from data.subsets import take_fraction, write_list
+from data.views import VIEWS_PER_TUPLE, VideoTable, ViewBatch, key_hash
 from trainer.config import ConfigError, RunConfig
 
 _HOLD_OUT_SLOT = 0xFFFE
+_SMALLEST_BATCH = 2  # tuples: one alone has no negatives
 
 
 def split_rows(
@@ -22,8 +26,33 @@ def split_rows(
     """(training rows, validation rows, test rows, number left out as too short for a tuple).
 
     Validation is a hold-out of whole groups (gNN) of the training list, so that no actor or background is on both
-    sides; the test list is never touched. Raises ConfigError when a part is empty.
+    sides; the test list is never touched. config.fraction is taken of what then is left to train on, so all fractions
+    share validation and test. Raises ConfigError when a part is empty or the fraction leaves fewer than 2 videos.
     """
+    train, validation, test, left_out = _split_whole(store, config)
+    part = train[_fraction_of(store, train, config)]
+    if len(part) < _SMALLEST_BATCH:
+        raise ConfigError(
+            f"--fraction {config.fraction:g} leaves {len(part)} of {len(train)} training videos, a batch needs at "
+            f"least {_SMALLEST_BATCH}: choose a larger fraction"
+        )
+    return part, validation, test, left_out
+
+
+def count_whole(store: ClipStore, config: RunConfig) -> int:
+    """Training videos at 100 percent: what `Sampler` computes equal steps from."""
+    return len(_split_whole(store, config)[0])
+
+
+def write_train_list(path: Path, store: ClipStore, train_rows: NDArray[np.int64]) -> None:
+    """The keys that a run trains on, one in each line, in the order of the store's list."""
+    write_list(path, (store.videos.keys[row] for row in train_rows))
+
+
+def _split_whole(
+    store: ClipStore, config: RunConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
+    """What `split_rows` gives at 100 percent."""
     usable = {}
     left_out = 0
     for name in (config.train_subset, config.test_subset):
@@ -44,35 +73,67 @@ def split_rows(
     return train[~is_validation], train[is_validation], test, left_out
 
 
+def _fraction_of(store: ClipStore, rows: NDArray[np.int64], config: RunConfig) -> NDArray[np.int64]:
+    keys = [store.videos.keys[row] for row in rows]
+    return take_fraction(keys, store.labels[rows], config.fraction, config.subset_seed)
+
+
 def _held_out_groups(store: ClipStore, rows: NDArray[np.int64], fraction: float) -> frozenset[str]:
     """The groups with the smallest drawn places; at least one. Independent of --seed, so that runs compare."""
     groups = sorted({store.groups[row] for row in rows})
-    hashes = np.array([xxhash.xxh3_64_intdigest(group.encode()) for group in groups], dtype=np.uint64)
+    hashes = np.array([key_hash(group) for group in groups], dtype=np.uint64)
     place = uniform(0, hashes, 0, _HOLD_OUT_SLOT, 0)
     count = max(1, round(fraction * len(groups)))
     return frozenset(groups[i] for i in np.argsort(place)[:count])
 
 
-class Sampler:
-    """Steps to views. A last partial batch is used if every worker gets a tuple of it and it has at least 2."""
+def _steps_per_epoch(num_videos: int, config: RunConfig) -> int:
+    """Batches of an epoch. Raises ConfigError when there is none."""
+    smallest = max(_SMALLEST_BATCH, config.num_workers)
+    full, rest = divmod(num_videos, config.batch_size)
+    steps = full + (rest >= smallest)
+    if steps == 0:
+        raise ConfigError(f"{num_videos} training videos make no batch of at least {smallest} tuples")
+    return steps
 
-    def __init__(self, videos: VideoTable, rows: NDArray[np.int64], config: RunConfig) -> None:
+
+class Sampler:
+    """Steps to views. A last partial batch is used if every worker gets a tuple of it and it has at least 2.
+
+    num_whole: training videos at 100 percent (`count_whole`). With config.equal_steps the run has as many steps as it
+    would have with all of them, and passes over its fraction so much more often.
+    """
+
+    def __init__(
+        self,
+        videos: VideoTable,
+        rows: NDArray[np.int64],
+        config: RunConfig,
+        num_whole: int | None = None,
+        *,
+        trusted: bool = False,
+    ) -> None:
+        """trusted: whether the user typed the name of a pretext operation of their own. Raises ConfigError when there
+        are too few videos, or equal steps are wanted and num_whole is not given; ViewError for the operation."""
+        if config.equal_steps and num_whole is None:
+            raise ConfigError("equal steps are counted from the whole training list: num_whole must be given")
         self._videos = videos
         self._rows = rows
         self._config = config
-        smallest = max(2, config.num_workers)
-        full, rest = divmod(len(rows), config.batch_size)
-        self.steps_per_epoch = full + (rest >= smallest)
-        if self.steps_per_epoch == 0:
-            raise ConfigError(f"{len(rows)} training videos make no batch of at least {smallest} tuples")
+        if config.pretext_operation:
+            load_operation(config.pretext_operation, trusted=trusted)
+        self.steps_per_epoch = _steps_per_epoch(len(rows), config)
+        whole = num_whole if config.equal_steps and num_whole is not None else len(rows)
+        self._planned_steps = config.epochs * _steps_per_epoch(whole, config)
+        self._position_of = np.full(len(videos.keys), -1, dtype=np.int64)
+        self._position_of[rows] = np.arange(len(rows))
         self._epoch = -1
         self._epoch_views: ViewBatch | None = None
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        steps = self._config.epochs * self.steps_per_epoch
-        return min(steps, self._config.max_steps) if self._config.max_steps else steps
+        return min(self._planned_steps, self._config.max_steps) if self._config.max_steps else self._planned_steps
 
     @property
     def total_epochs(self) -> int:
@@ -96,6 +157,10 @@ class Sampler:
             start + count * rank // world, start + count * (rank + 1) // world
         )
 
+    def positions(self, views: ViewBatch) -> NDArray[np.int64]:
+        """[tuples] where the video of each stands in the training list."""
+        return self._position_of[views.records["video"][::VIEWS_PER_TUPLE]]
+
     def _of_epoch(self, epoch: int) -> ViewBatch:
         if self._epoch_views is None or epoch != self._epoch:
             config = self._config
@@ -110,6 +175,7 @@ class Sampler:
                 augment=config.augmentation,
                 any_swap=config.any_swap,
                 shuffle=config.shuffle_variant,
+                operation=config.pretext_operation,
             )
             self._epoch = epoch
         return self._epoch_views

@@ -20,6 +20,7 @@ from teacher_server.library import TeacherLibrary
 from teacher_server.roster.roster import Roster
 from teacher_server.serve.deployment import TeacherService
 from trainer.plan import Plan
+from trainer.teacher_facts import TeacherFacts
 from trainer.teaching import BoundTeacher, InputKind
 from trainer.timeline import Binder, BlockControl
 
@@ -60,6 +61,7 @@ class SignalMaker:
             run_id=self.run_id,
             store_path=self.plan.store_path,
             input_kind=self.input_kind,
+            facts=self.plan.teacher or TeacherFacts(),
             ledger=ledger,
             replay_only=None if config.ledger in ("off", "replay") else lambda: self._ledger("replay", binder),
         )

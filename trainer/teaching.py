@@ -25,16 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.views import VIEWS_PER_TUPLE, ViewBatch
-from teacher_server.card import PRETEXT_CLASSES
 from teacher_server.clients.retry import Asker, Prefetcher, RetryPolicy
 from teacher_server.contract import TeacherClient
-from teacher_server.errors import LedgerError, RetryableTeacherError, TeacherUnavailable
+from teacher_server.errors import BadReply, LedgerError, RetryableTeacherError, TeacherUnavailable
 from teacher_server.protocol import Binding, TeacherQuery, TeacherReply, new_request_id
 from teacher_server.roster.roster import BLOCK_STEPS
 from trainer.config import RunConfig
 from trainer.loader import Asking, TeacherAnswer
+from trainer.teacher_facts import TeacherFacts
 from trainer.timeline import Binder, TimelineEntry
 
+_PRETEXT = TeacherFacts()
 AWAY_WAIT_S = 0.25  # of a step's wait for a teacher that is known to be away
 
 InputKind = Literal["views", "pixels"]
@@ -71,8 +72,10 @@ class _Asked:
 class BoundTeacher:
     """A TeacherSignal over any client.
 
-    ledger: the client, where it is one that records or replays. replay_only: makes the client that goes on after the
-    loss of the teachers, for config.on_teacher_loss = replay.
+    facts: what the teacher answers, and about what: an action teacher is asked about the first clip of each tuple.
+    Features are asked for where the settings want them; a ledger then records them too. ledger: the client, where it
+    is one that records or replays. replay_only: makes the client that goes on after the loss of the teachers, for
+    config.on_teacher_loss = replay.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class BoundTeacher:
         run_id: str,
         store_path: Path,
         input_kind: InputKind,
+        facts: TeacherFacts = _PRETEXT,
         ledger: AnswerLedger | None = None,
         replay_only: Callable[[], AnswerLedger] | None = None,
     ) -> None:
@@ -95,8 +99,10 @@ class BoundTeacher:
         self._run_id = run_id
         self._store_path = str(store_path)
         self._input_kind = input_kind
+        self._facts = facts
+        self._want_features = config.wants_features
         policy = RetryPolicy(attempt_timeout_s=config.teacher_timeout_s, budget_s=config.teacher_budget_s)
-        self._asker = Asker(client, num_classes=len(PRETEXT_CLASSES), policy=policy, rng=random.Random(run_id))
+        self._asker = Asker(client, num_classes=facts.num_classes, policy=policy, rng=random.Random(run_id))
         self._prefetcher = Prefetcher(self._asker, config.prefetch)
         self._current: Binding | None = None
         self._asked: deque[_Asked] = deque()
@@ -114,15 +120,18 @@ class BoundTeacher:
         block = step // BLOCK_STEPS
         if self._current is None or self._current.block != block:
             self._current = self._binder.bind(block)
+        if self._facts.views_per_item == 1:
+            views, pixels = _first_clips(views, pixels)
         query = TeacherQuery(
             request_id=new_request_id(),
             teacher=self._current.teacher,
             temperature=self._config.temperature,
-            views_per_item=VIEWS_PER_TUPLE,
+            views_per_item=self._facts.views_per_item,
             run=self._run_id,
             views=views.to_bytes(),
             store=self._store_path,
             pixels=pixels if self._input_kind == "pixels" else None,
+            want_features=self._want_features,
             dtype=self._config.teacher_dtype,
             timeout_s=self._config.teacher_timeout_s,
             weight=self._config.teacher_weight,
@@ -137,10 +146,18 @@ class BoundTeacher:
         reply = self._reply_soon(asked) if self._away else self._reply(asked)
         asking = self._spent()
         if reply is not None:
-            return TeacherAnswer(reply.logits.astype(np.float32, copy=False), asked.binding, asking=asking)
-        num_items = asked.query.num_clips // VIEWS_PER_TUPLE
-        nothing = np.zeros((num_items, len(PRETEXT_CLASSES)), dtype=np.float32)
-        return TeacherAnswer(nothing, asked.binding, np.zeros(num_items, dtype=np.bool_), asking)
+            logits = reply.logits.astype(np.float32, copy=False)
+            return TeacherAnswer(logits, asked.binding, asking=asking, features=self._features_of(reply))
+        num_items = asked.query.num_clips // self._facts.views_per_item
+        nothing = np.zeros((num_items, self._facts.num_classes), dtype=np.float32)
+        no_features = np.zeros((num_items, self._facts.feature_size), dtype=np.float32)
+        return TeacherAnswer(
+            nothing,
+            asked.binding,
+            np.zeros(num_items, dtype=np.bool_),
+            asking,
+            features=no_features if self._want_features else None,
+        )
 
     def flush(self) -> None:
         """Makes durable what was recorded so far."""
@@ -167,6 +184,17 @@ class BoundTeacher:
             self._client.close()
         except LedgerError as error:
             warnings.warn(f"answers since the last checkpoint were not recorded: {error}", stacklevel=2)
+
+    def _features_of(self, reply: TeacherReply) -> NDArray[np.float32] | None:
+        """None where they were not asked for. Raises BadReply for features of another size than the run was told."""
+        if not self._want_features or reply.features is None:
+            return None
+        if reply.features.shape[1:] != (self._facts.feature_size,):
+            raise BadReply(
+                f"expected features of size {self._facts.feature_size}, {reply.teacher} sent "
+                f"{list(reply.features.shape)}"
+            )
+        return reply.features
 
     def _reply(self, asked: _Asked) -> TeacherReply | None:
         """None for a step that goes without."""
@@ -213,3 +241,9 @@ class BoundTeacher:
 
     def _replayed_items(self) -> int:
         return self._replayed_before + (0 if self._ledger is None else self._ledger.stats.replayed_items)
+
+
+def _first_clips(views: ViewBatch, pixels: NDArray[np.uint8]) -> tuple[ViewBatch, NDArray[np.uint8]]:
+    """The first clip of each tuple as an item of its own, and its pixels; no pretext operation is ever done to it."""
+    first = ViewBatch(views.records[::VIEWS_PER_TUPLE].copy(), 1, views.store_fingerprint)
+    return first, np.ascontiguousarray(pixels[::VIEWS_PER_TUPLE])

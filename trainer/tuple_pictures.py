@@ -10,19 +10,20 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from data.draw import draw_tuples, long_enough
 from data.render import render_batch
 from data.store import ClipStore
 from data.views import (
+    OWN,
     QUADRANT_ORDERS,
     REMOTE,
+    SEGMENT_COPY,
     SEGMENT_SWAPS,
     VIEWS_PER_TUPLE,
     Augment,
     ClipSpec,
     Pretext,
     ViewBatch,
-    draw_tuples,
-    long_enough,
 )
 
 _CANDIDATES = 64  # videos among which one per operation is looked for
@@ -47,11 +48,12 @@ class TuplePicture:
 def tuple_pictures(store: ClipStore, config: Mapping[str, Any]) -> list[TuplePicture]:
     """One tuple per operation, as epoch 0 of a run with these settings draws them; fewer when the list is short.
 
-    Raises DataError when the store does not fit the settings.
+    Raises DataError when the store does not fit the settings, or when the run's own operation is not allowed here.
     """
     rows = _candidates(store, config)
     if len(rows) == 0:
         return []
+    own = str(config.get("pretext_operation", ""))
     tuples = draw_tuples(
         store.videos,
         rows,
@@ -60,15 +62,16 @@ def tuple_pictures(store: ClipStore, config: Mapping[str, Any]) -> list[TuplePic
         spec=_spec(config),
         augment=Augment(enabled=bool(config.get("augment", True))),
         any_swap=bool(config.get("any_swap", False)),
-        shuffle=REMOTE if config.get("shuffle") == "remote" else 0,
+        shuffle=_shuffle(config, own),
+        operation=own,
     )
     labels = tuples.pretext_labels
     chosen = [int(np.flatnonzero(labels == label)[0]) for label in Pretext if (labels == label).any()]
-    return [_picture(store, tuples.items(item, item + 1)) for item in chosen]
+    return [_picture(store, tuples.items(item, item + 1), own) for item in chosen]
 
 
-def operation_in_words(pretext: int, variant: int) -> str:
-    """What was done to a clip, with its variant.
+def operation_in_words(pretext: int, variant: int, own: str = "") -> str:
+    """What was done to a clip, with its variant. own: the name of the user's operation, where the run has one.
 
     >>> operation_in_words(Pretext.ROTATION, 2)
     'rotation by 180° to the left'
@@ -86,8 +89,16 @@ def operation_in_words(pretext: int, variant: int) -> str:
             return f"temporal swap: segments {first + 1} and {second + 1} of 4"
         case Pretext.TEMPORAL_SHUFFLE if variant == REMOTE:
             return "temporal shuffle: a clip from elsewhere in the video"
+        case Pretext.TEMPORAL_SHUFFLE if variant == OWN:
+            return f"your own operation {own}"
         case _:
             return "temporal shuffle: segment 2 of 4 shows segment 4"
+
+
+def _shuffle(config: Mapping[str, Any], own: str) -> int:
+    if own:
+        return OWN
+    return REMOTE if config.get("shuffle") == "remote" else SEGMENT_COPY
 
 
 def _spec(config: Mapping[str, Any]) -> ClipSpec:
@@ -101,7 +112,7 @@ def _candidates(store: ClipStore, config: Mapping[str, Any]) -> NDArray[np.int64
     return rows[:: max(1, len(rows) // _CANDIDATES)][:_CANDIDATES]
 
 
-def _picture(store: ClipStore, item: ViewBatch) -> TuplePicture:
+def _picture(store: ClipStore, item: ViewBatch, own: str) -> TuplePicture:
     pixels_NTHW3 = render_batch(store.gather(item), item)
     middle = item.records[VIEWS_PER_TUPLE // 2]
     row = int(middle["video"])
@@ -111,7 +122,7 @@ def _picture(store: ClipStore, item: ViewBatch) -> TuplePicture:
     return TuplePicture(
         video=store.videos.keys[row],
         action=store.classes[int(store.labels[row])],
-        operation=operation_in_words(int(middle["pretext"]), int(middle["variant"])),
+        operation=operation_in_words(int(middle["pretext"]), int(middle["variant"]), own),
         label=int(middle["pretext"]),
         strips=(first, second, third),
         size=(width, height),

@@ -21,9 +21,11 @@ class CatalogEntry:
 class Catalog:
     """Everything that ingest needs to know of a data set. subsets: name -> keys in the order of the list file.
 
-    Entries may name files that do not exist: ingest lists them as skipped.
+    Entries may name files that do not exist: ingest lists them as skipped. warnings: sentences about what is odd in the
+    folders or lists, and does not stop anybody.
     """
 
     classes: tuple[str, ...]
     entries: tuple[CatalogEntry, ...]
     subsets: Mapping[str, tuple[str, ...]]
+    warnings: tuple[str, ...] = ()

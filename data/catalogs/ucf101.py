@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from data.catalogs import Catalog, CatalogEntry
+from data.catalogs.files import VideoFolder, add_entry, check_disjoint, check_folder, is_plain, lines, unique_keys
 from data.errors import CatalogError
 
 _SPLITS = ("01", "02", "03")
@@ -37,21 +38,20 @@ class _Line:
 
 def read_catalog(videos: Path, lists: Path) -> Catalog:
     """The videos that the list files name. Raises CatalogError when folders or lists are not as the layout says."""
-    for path, what in ((videos, "videos"), (lists, "lists")):
-        if not path.is_dir():
-            raise CatalogError(f"there is no folder {path}: name the folder of the {what}")
+    check_folder(videos, "videos")
+    check_folder(lists, "lists")
     classes = _read_classes(lists / "classInd.txt")
     labels = {name: label for label, name in enumerate(classes)}
     entries: dict[str, CatalogEntry] = {}
     subsets: dict[str, tuple[str, ...]] = {}
-    folder = _VideoFolder(videos)
+    folder = VideoFolder(videos)
     for path in _list_files(lists):
         listed = [_entry(line, labels, folder) for line in _read_list(path)]
-        subsets[path.stem.replace("list", "")] = _unique_keys(path, listed)
+        subsets[path.stem.replace("list", "")] = unique_keys(str(path), [entry.key for entry in listed])
         for entry in listed:
-            if entries.setdefault(entry.key, entry).file != entry.file:
-                raise CatalogError(f"{path}: {entry.file.name} and {entries[entry.key].file.name} have the same name")
-    _check_disjoint(lists, subsets)
+            add_entry(entries, entry, str(path))
+    for split in _SPLITS:
+        check_disjoint(str(lists), subsets, f"train{split}", f"test{split}")
     return Catalog(classes, tuple(entries[key] for key in sorted(entries)), subsets)
 
 
@@ -70,24 +70,13 @@ def _list_files(lists: Path) -> list[Path]:
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(place, text) of each line that is not blank; CRLF and a byte order mark do not matter."""
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise CatalogError(f"{path} cannot be read ({error.strerror})") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", line.strip()
-
-
 def _read_classes(path: Path) -> tuple[str, ...]:
     names: list[str] = []
-    for place, text in _lines(path):
+    for place, text in lines(path):
         match = _CLASS.fullmatch(text)
         if not match or int(match["number"]) != len(names) + 1:
             raise CatalogError(f"{place}: '{len(names) + 1} ClassName' was expected, got {text!r}")
-        if match["name"] in names or not _is_plain(match["name"]):
+        if match["name"] in names or not is_plain(match["name"]):
             raise CatalogError(f"{place}: class {match['name']!r} is listed twice or is no folder name")
         names.append(match["name"])
     if not names:
@@ -95,23 +84,18 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _is_plain(name: str) -> bool:
-    """Whether a name stays in its folder."""
-    return name not in (".", "..") and not set(name) & set("/\\\0")
-
-
 def _read_list(path: Path) -> Iterator[_Line]:
-    for place, text in _lines(path):
+    for place, text in lines(path):
         match = _LISTED.fullmatch(text)
         if match is None:
             raise CatalogError(f"{place}: a file name was expected, got {text!r}")
         parts = match["name"].split("/")
-        if len(parts) != 2 or not all(part and _is_plain(part) for part in parts):
+        if len(parts) != 2 or not all(is_plain(part) for part in parts):
             raise CatalogError(f"{place}: 'Class/file' was expected, got {match['name']!r}")
         yield _Line(place, PurePosixPath(*parts), int(match["number"]) if match["number"] else None)
 
 
-def _entry(line: _Line, labels: dict[str, int], folder: _VideoFolder) -> CatalogEntry:
+def _entry(line: _Line, labels: dict[str, int], folder: VideoFolder) -> CatalogEntry:
     class_name, stem = line.name.parent.name, line.name.stem
     if class_name not in labels:
         raise CatalogError(f"{line.place}: class {class_name!r} is not in classInd.txt")
@@ -121,44 +105,4 @@ def _entry(line: _Line, labels: dict[str, int], folder: _VideoFolder) -> Catalog
     group = _GROUP.search(stem)
     if group is None:
         raise CatalogError(f"{line.place}: a name that ends in _gNN_cNN was expected, got {line.name.name!r}")
-    return CatalogEntry(folder.find(line.name), f"{class_name}/{stem}", label, group[1])
-
-
-class _VideoFolder:
-    """Finds listed videos. Each class folder is read once, which is far quicker than asking for every file."""
-
-    def __init__(self, videos: Path) -> None:
-        self._videos = videos
-        self._names: dict[str, dict[str, list[str]]] = {}  # class -> stem -> file names
-
-    def find(self, name: PurePosixPath) -> Path:
-        """The file of this name, else the one with the same stem, else the path where it should be."""
-        folder = name.parent.name
-        if folder not in self._names:
-            self._names[folder] = self._read(self._videos / folder)
-        candidates = self._names[folder].get(name.stem, [])
-        chosen = name.name if name.name in candidates or len(candidates) != 1 else candidates[0]
-        return self._videos / folder / chosen
-
-    @staticmethod
-    def _read(folder: Path) -> dict[str, list[str]]:
-        names: dict[str, list[str]] = {}
-        if folder.is_dir():
-            for path in sorted(folder.iterdir()):
-                names.setdefault(path.stem, []).append(path.name)
-        return names
-
-
-def _unique_keys(path: Path, listed: list[CatalogEntry]) -> tuple[str, ...]:
-    keys = tuple(entry.key for entry in listed)
-    if len(set(keys)) != len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise CatalogError(f"{path} lists {twice} twice")
-    return keys
-
-
-def _check_disjoint(lists: Path, subsets: dict[str, tuple[str, ...]]) -> None:
-    for split in _SPLITS:
-        both = set(subsets.get(f"train{split}", ())) & set(subsets.get(f"test{split}", ()))
-        if both:
-            raise CatalogError(f"{lists}: {min(both)} is in the training and in the test list of split {split}")
+    return CatalogEntry(folder.find(class_name, line.name.name), f"{class_name}/{stem}", label, group[1])

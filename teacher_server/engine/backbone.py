@@ -1,6 +1,6 @@
 """A teacher's backbone, made ready to compute the same numbers for ever.
 
-    fold batch-norm (float64) -> compute type -> channels last -> device -> compiled?  -> CUDA graph per shape
+    fold batch-norm (zoo only, float64) -> compute type -> channels last -> device -> compiled?  -> CUDA graph per shape
                                                                   (card)                  (CUDA only)
 
 Precision and compiling change the numbers, so they stand on the card. A CUDA graph launches the same kernels that it
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from teacher_server.card import Precision
 from teacher_server.zoo.fold import fold_batch_norm
+from teacher_server.zoo.layers import Backbone, to_channels_last
 
 MAX_GRAPHS = 4
 _RECORDING = threading.Lock()
@@ -31,7 +32,8 @@ Forward = Callable[[Tensor], Tensor]
 class FrozenBackbone:
     """[B,3,T,H,W] float32 -> features [B,D] float32. Called by one thread at a time on CUDA, by any number elsewhere.
 
-    network: in evaluation mode; it is changed in place. compiled_shape: the one shape [B,3,T,H,W] that is compiled;
+    network: in evaluation mode; it is changed in place. A plug-in that is no Backbone keeps its batch-norms: nobody
+    promises in which order it registers them. compiled_shape: the one shape [B,3,T,H,W] that is compiled;
     others run as they are, so that the path, and with it every number, follows from the shape alone.
     """
 
@@ -42,9 +44,11 @@ class FrozenBackbone:
         precision: Precision = "float32",
         compiled_shape: tuple[int, ...] | None = None,
     ) -> None:
-        fold_batch_norm(network)
+        if isinstance(network, Backbone):
+            fold_batch_norm(network)
         self._dtype = _DTYPES[precision]
-        network.to(device=device, dtype=self._dtype, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        network.to(device=device, dtype=self._dtype)
+        to_channels_last(network)
         self._network = network
         self._compiled_shape = compiled_shape
         self._compiled: Forward | None = None

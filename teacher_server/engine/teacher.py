@@ -175,7 +175,7 @@ class FrozenTeacher:
             self._test(path)
         except TeacherError:
             raise
-        except RuntimeError as error:  # torch's: no memory left on the device, no compiler
+        except Exception as error:  # torch's: no memory left on the device, no compiler; or whatever a plug-in raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise LibraryError(path, f"cannot be computed on {self.device}: {reason}") from None
 

@@ -6,27 +6,44 @@ Only safetensors is read, which holds numbers and nothing that could run.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from data.plugins import PluginError
 from teacher_server.card import TeacherCard
 from teacher_server.errors import LibraryError
 from teacher_server.files import read_file
 from teacher_server.library import TeacherEntry
+from teacher_server.zoo.names import ARCHITECTURES
 from teacher_server.zoo.network import VideoNetwork
 
 _MAX_HEADER_BYTES = 2**20  # names, types, shapes and notes of the file; ours take some 30 kB
 
 
 def build_teacher_network(card: TeacherCard) -> VideoNetwork:
-    """The network that the card describes, with the one head that it serves and no projector."""
+    """The network that the card describes, with the one head that it serves and no projector.
+
+    Raises PluginError for a plug-in that nobody has allowed here, or that is not there.
+    """
     pretext = len(card.classes) if card.head == "pretext" else 0
     action = len(card.classes) if card.head == "action" else 0
     return VideoNetwork(card.arch, card.width, pretext_classes=pretext, action_classes=action, projector=False)
+
+
+@contextmanager
+def scaffold(arch: str) -> Iterator[None]:
+    """In here a network is made only to be looked at or filled: it changes nobody's random numbers.
+
+    The zoo's take no memory for their weights, so that a card that claims a huge one costs nothing. A plug-in's are
+    made in full: what it keeps in no weights file, such as buffers that are not persistent, is there already.
+    """
+    with torch.device("meta") if arch in ARCHITECTURES else torch.random.fork_rng(devices=[]):
+        yield
 
 
 def load_network(entry: TeacherEntry, card: TeacherCard) -> VideoNetwork:
@@ -58,9 +75,12 @@ def network_of(card: TeacherCard, weights: Mapping[str, Tensor], source: str) ->
 
 
 def _skeleton(card: TeacherCard, path: str) -> VideoNetwork:
-    """The network without memory for its weights, so that a card that claims a huge one costs nothing."""
-    with torch.device("meta"):
-        network = build_teacher_network(card)
+    """The network to fill. Raises LibraryError when there is none, or it has other features than the card says."""
+    try:
+        with scaffold(card.arch):
+            network = build_teacher_network(card)
+    except PluginError as error:
+        raise LibraryError(path, str(error)) from None
     if network.backbone.feature_size != card.feature_size:
         raise LibraryError(
             path, f"feature_size is {card.feature_size}, {card.arch} has {network.backbone.feature_size}"

@@ -9,7 +9,7 @@ Pure: names and numbers only. A new layout is a module with such a table and a l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,18 @@ HEAD = "head"  # a table maps a head to this where only its shape tells whether 
 PRETEXT_HEAD, ACTION_HEAD = "pretext_head.linear", "action_head.linear"
 
 Triple = tuple[float, float, float]
+
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A convolution's weight, by their name, and its kernel (time, height, width): what tells two layouts with the same
+    stem apart."""
+
+    name: str
+    kernel: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,8 @@ class Layout:
     of the batch-norm at the backbone's end, whose length is the feature size: full_features at width 1. prefix: may
     stand before their names. The rest is what that project's networks were trained on, unless the user says otherwise.
     backward_residual: its residual clips are frame t-1 minus frame t, where ours are frame t minus frame t-1.
+    sign: what must be there besides the stem. kept: for a plug-in's network, whose names nobody knows beforehand: names
+    that begin so are ours already, `modules` has the heads only, and the feature size is asked of the network.
     """
 
     name: str
@@ -41,6 +55,8 @@ class Layout:
     prefix: str = ""
     full_features: int = 512
     backward_residual: bool = False
+    sign: Sign | None = None
+    kept: str = ""
 
     @property
     def stem(self) -> tuple[str, str]:
@@ -48,12 +64,19 @@ class Layout:
         theirs, ours = next(iter(self.modules.items()))
         return f"{theirs}.weight", f"{ours}.weight"
 
-    def recognises(self, names: Iterable[str]) -> bool:
-        """Whether the stem is there."""
-        return self.stem[0] in {self._bare(name) for name in names}
+    def recognises(self, shapes: Mapping[str, Shape]) -> bool:
+        """Whether the stem is there, and the sign. shapes: of their tensors."""
+        if self.kept:
+            return any(name.startswith(self.kept) for name in shapes)
+        bare = {self._bare(name): shape for name, shape in shapes.items()}
+        if self.sign is not None and bare.get(self.sign.name, ())[2:] != self.sign.kernel:
+            return False
+        return self.stem[0] in bare
 
     def ours(self, name: str) -> str | None:
         """Our name of their tensor; None for one that the table does not know."""
+        if self.kept and name.startswith(self.kept):
+            return name
         module, _, leaf = self._bare(name).rpartition(".")
         return f"{self.modules[module]}.{leaf}" if module in self.modules else None
 

@@ -1,16 +1,17 @@
-"""The layouts that can be imported, and the choice among them. Names only, no tensors."""
+"""The layouts that can be imported, and the choice among them. Names and shapes only, no tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from teacher_server.importers import native, vcop
+from teacher_server.importers import native, torchvision, vcop
 from teacher_server.importers.errors import ImportRefused
-from teacher_server.importers.layout import Layout
+from teacher_server.importers.layout import Layout, Shape
+from teacher_server.zoo.names import ARCHITECTURES, is_architecture_name
 
 AUTO = "auto"
-LAYOUTS: tuple[Layout, ...] = (*native.LAYOUTS, *vcop.LAYOUTS)
+LAYOUTS: tuple[Layout, ...] = (*native.LAYOUTS, *vcop.LAYOUTS, *torchvision.LAYOUTS, *torchvision.PCL_LAYOUTS)
 _NAMES_SHOWN = 6
 
 
@@ -22,14 +23,15 @@ class Renaming:
     unused: tuple[str, ...]
 
 
-def choose_layout(source: str, names: Iterable[str], layout: str = AUTO, arch: str | None = None) -> Layout:
-    """The layout whose stem is among the names. layout, arch: restrict the choice.
+def choose_layout(source: str, shapes: Mapping[str, Shape], layout: str = AUTO, arch: str | None = None) -> Layout:
+    """The layout whose stem is among the tensors, of which `shapes` has names and shapes. layout, arch: restrict the
+    choice; a plug-in's architecture has one layout only.
 
     Raises ImportRefused, with some of the names, when none or several fit.
     """
-    there = sorted(names)
-    asked = [x for x in LAYOUTS if layout in (AUTO, x.name) and arch in (None, x.arch)]
-    fitting = [x for x in asked if x.recognises(there)]
+    there = sorted(shapes)
+    asked = [x for x in _layouts_of(arch) if layout in (AUTO, x.name) and arch in (None, x.arch)]
+    fitting = [x for x in asked if x.recognises(shapes)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -38,6 +40,12 @@ def choose_layout(source: str, names: Iterable[str], layout: str = AUTO, arch: s
         source,
         f"its {len(there)} tensors ({shortened(there)}) fit none of {_list(asked)}",
     )
+
+
+def _layouts_of(arch: str | None) -> tuple[Layout, ...]:
+    if arch is None or arch in ARCHITECTURES or not is_architecture_name(arch):
+        return LAYOUTS
+    return (native.plugin_layout(arch),)
 
 
 def rename(source: str, layout: Layout, names: Iterable[str]) -> Renaming:

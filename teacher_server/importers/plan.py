@@ -15,15 +15,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard
-from teacher_server.engine.weights import build_teacher_network
+from data.plugins import PluginError
+from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard, numbered_classes
+from teacher_server.engine.weights import build_teacher_network, scaffold
 from teacher_server.importers.errors import ImportRefused
 from teacher_server.importers.layout import ACTION_HEAD, HEAD, PRETEXT_HEAD, Layout
 from teacher_server.importers.layouts import choose_layout, rename, shortened
 from teacher_server.importers.source import Source
 from teacher_server.importers.wishes import Wishes
 from teacher_server.zoo.heads import CLIPS_PER_TUPLE
-from teacher_server.zoo.names import ARCH_VERSION
+from teacher_server.zoo.names import ARCH_VERSION, UnknownArchitecture
+from teacher_server.zoo.registry import build_backbone
 
 _COUNTER = ".num_batches_tracked"  # of batch-norm; old checkpoints lack it, and frozen networks do not use it
 _HEADS = {"pretext": PRETEXT_HEAD, "action": ACTION_HEAD}
@@ -47,7 +49,8 @@ def make_plan(source: Source, wishes: Wishes, command: str = "") -> ImportPlan:
 
     command: what made the import, for the card.
     """
-    layout = choose_layout(source.file, source.tensors, wishes.layout, wishes.arch)
+    shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
+    layout = choose_layout(source.file, shapes, wishes.layout, wishes.arch)
     renaming = rename(source.file, layout, source.tensors)
     if renaming.unused and not wishes.allow_unused:
         raise ImportRefused(
@@ -56,12 +59,15 @@ def make_plan(source: Source, wishes: Wishes, command: str = "") -> ImportPlan:
             f"({shortened(renaming.unused)}): it may be another network; --allow-unused imports the rest",
         )
     found = {ours: source.tensors[theirs] for theirs, ours in renaming.ours.items()}
-    size = _feature_size(source.file, layout, found)
+    size = (
+        _plugin_feature_size(source.file, layout, wishes) if layout.kept else _feature_size(source.file, layout, found)
+    )
     found = _with_known_head(source.file, found, size)
     head = _choose_head(source.file, found, wishes)
-    card = _card(source, wishes, layout, head, size, _classes(source.file, found, head, wishes), command)
-    served = {name: tensor for name, tensor in found.items() if name.startswith(("backbone.", _HEADS[head]))}
     notes: list[str] = []
+    classes = _classes(source.file, found, head, wishes, notes)
+    card = _card(source, wishes, layout, head, size, classes, command)
+    served = {name: tensor for name, tensor in found.items() if name.startswith(("backbone.", _HEADS[head]))}
     tensors = _fitted(source.file, served, card, notes)
     if layout.backward_residual and card.modality == "res":
         tensors[layout.stem[1]] = -tensors[layout.stem[1]]
@@ -75,6 +81,20 @@ def _feature_size(file: str, layout: Layout, found: Mapping[str, Tensor]) -> int
         theirs = next(their for their, ours in layout.modules.items() if ours == layout.last_norm)
         raise ImportRefused(file, f"{theirs}.weight, from which the width is seen, is missing or no vector")
     return len(found[name])
+
+
+def _plugin_feature_size(file: str, layout: Layout, wishes: Wishes) -> int:
+    """Asked of the network itself."""
+    try:
+        with scaffold(layout.arch):
+            return build_backbone(layout.arch, _plugin_width(wishes)).feature_size
+    except (PluginError, UnknownArchitecture) as error:
+        raise ImportRefused(file, str(error)) from None
+
+
+def _plugin_width(wishes: Wishes) -> float:
+    """Its shapes tell nothing about it."""
+    return wishes.width if wishes.width is not None else 1.0
 
 
 def _with_known_head(file: str, found: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
@@ -105,10 +125,14 @@ def _choose_head(file: str, found: Mapping[str, Tensor], wishes: Wishes) -> Lite
     return "pretext" if head == "pretext" else "action"
 
 
-def _classes(file: str, found: Mapping[str, Tensor], head: str, wishes: Wishes) -> tuple[str, ...]:
+def _classes(file: str, found: Mapping[str, Tensor], head: str, wishes: Wishes, notes: list[str]) -> tuple[str, ...]:
+    """The user's names, or the pretext operations, or numbers for an action head. Adds to `notes`."""
     count = len(found[f"{_HEADS[head]}.weight"])
     if wishes.classes is None and head == "pretext" and count == len(PRETEXT_CLASSES):
         return PRETEXT_CLASSES
+    if wishes.classes is None and head == "action":
+        notes.append(f"its {count} classes are numbered; --classes FILE names them")
+        return numbered_classes(count)
     if wishes.classes is None:
         raise ImportRefused(file, f"its {head} head has {count} classes: name them with --classes FILE, one a line")
     if len(wishes.classes) != count:
@@ -126,11 +150,12 @@ def _card(
     command: str,
 ) -> TeacherCard:
     clip_len = wishes.clip_len if wishes.clip_len is not None else layout.clip_len
+    width = _plugin_width(wishes) if layout.kept else size / layout.full_features
     try:
         return TeacherCard(
             arch=layout.arch,
             arch_version=ARCH_VERSION,
-            width=wishes.width if wishes.width is not None else size / layout.full_features,
+            width=wishes.width if wishes.width is not None else width,
             head=head,
             classes=classes,
             clip_len=clip_len,
@@ -155,7 +180,7 @@ def _card(
 
 def _fitted(file: str, served: Mapping[str, Tensor], card: TeacherCard, notes: list[str]) -> dict[str, Tensor]:
     """The tensors with the network's shapes and types; counters that are missing are 0. Adds to `notes`."""
-    with torch.device("meta"):
+    with scaffold(card.arch):
         wanted = build_teacher_network(card).state_dict()
     tensors = dict(served)
     lacking = sorted(wanted.keys() - tensors.keys())

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 CHANNEL_MULTIPLE = 8
 
 
 class Backbone(nn.Module):
-    """A network [B,3,T,H,W] -> [B,D], D = `feature_size`, for any T from 8 up and any even H, W from 32 up."""
+    """A network [B,3,T,H,W] -> [B,D], D = `feature_size`, for any T from 8 up and any even H, W from 32 up.
+
+    Every batch-norm is registered right after the convolution that it normalises: frozen ones are folded by that order.
+    """
 
     feature_size: int
 
@@ -39,6 +43,14 @@ def init_weights(module: nn.Module) -> None:
         elif isinstance(part, nn.BatchNorm3d):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Lays the weights of 3-d convolutions out channels last, in place. Values stay, other tensors too: a plug-in may
+    also have convolutions of single frames, which `Module.to(memory_format=torch.channels_last_3d)` refuses."""
+    for parameter in network.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
 
 
 def global_average(x_BCTHW: Tensor) -> Tensor:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-ARCHITECTURES: tuple[str, ...] = ("c3d", "r3d", "r2plus1d")
+from data.plugins import is_plugin_name
+
+PAPER_ARCHITECTURES: tuple[str, ...] = ("c3d", "r3d", "r2plus1d")
+"""The paper's three, of which bundled teachers exist."""
+TORCHVISION_ARCHITECTURES: tuple[str, ...] = ("r3d_18", "r2plus1d_18", "mc3_18")
+ARCHITECTURES: tuple[str, ...] = (*PAPER_ARCHITECTURES, *TORCHVISION_ARCHITECTURES)
 ARCH_VERSION = 2
 """Part of every teacher digest: goes up whenever the same weights would give other numbers."""
 
@@ -15,4 +20,12 @@ class UnknownArchitecture(ValueError):
         self.name = name
 
     def __str__(self) -> str:
-        return f"unknown architecture {self.name!r}: choose one of {', '.join(ARCHITECTURES)}"
+        return (
+            f"unknown architecture {self.name!r}: choose one of {', '.join(ARCHITECTURES)}, or one of your own as "
+            "module:function"
+        )
+
+
+def is_architecture_name(name: str) -> bool:
+    """Whether the name is built in or can mean a plug-in; nothing of the plug-in is imported."""
+    return name in ARCHITECTURES or is_plugin_name("architectures", name)

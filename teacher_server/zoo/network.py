@@ -29,10 +29,14 @@ class TupleOutput:
     z1: Tensor | None  # [B,128], first clip, L2 norm 1
     z2: Tensor | None  # [B,128], third clip, L2 norm 1
     action_logits: Tensor | None  # [B,K'], first clip
+    features: tuple[Tensor, Tensor, Tensor]  # [B,D] each, in the order of the clips
 
 
 class VideoNetwork(nn.Module):
-    """Backbone and, where asked for, pretext head, action head (0 classes: none) and projector."""
+    """Backbone and, where asked for, pretext head, action head (0 classes: none) and projector.
+
+    trusted: whether the user typed the architecture's name, which may then be any plug-in.
+    """
 
     def __init__(
         self,
@@ -42,13 +46,14 @@ class VideoNetwork(nn.Module):
         pretext_classes: int = 5,
         action_classes: int = 0,
         projector: bool = True,
+        trusted: bool = False,
     ) -> None:
         super().__init__()
         if pretext_classes < 0 or action_classes < 0:
             raise ValueError(
                 f"numbers of classes must be at least 0 (no such head), got {pretext_classes} and {action_classes}"
             )
-        self.backbone = build_backbone(arch, width)
+        self.backbone = build_backbone(arch, width, trusted=trusted)
         size = self.backbone.feature_size
         self.pretext_head = PretextHead(size, pretext_classes) if pretext_classes else None
         self.action_head = ActionHead(size, action_classes) if action_classes else None
@@ -83,6 +88,7 @@ class VideoNetwork(nn.Module):
             z1=None if self.projector is None else self.projector(first),
             z2=None if self.projector is None else self.projector(last),
             action_logits=None if self.action_head is None else self.action_head(first),
+            features=(first, middle, last),
         )
 
     def forward(self, clips: tuple[Tensor, Tensor, Tensor]) -> TupleOutput:

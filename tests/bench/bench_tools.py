@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from data.draw import draw_tuples, uniform_clips
 from data.store import ClipStore, StoreWriter
-from data.views import Augment, ClipSpec, ViewBatch, draw_tuples, uniform_clips
+from data.views import Augment, ClipSpec, ViewBatch
 from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard
 from teacher_server.engine.teacher import build_teacher_network
 from teacher_server.library import TeacherLibrary

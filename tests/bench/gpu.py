@@ -29,9 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.draw import draw_tuples
 from data.render import render_batch
 from data.render_torch import render_on_device
-from data.views import Augment, ClipSpec, VideoTable, ViewBatch, draw_tuples, key_hash
+from data.views import Augment, ClipSpec, VideoTable, ViewBatch, key_hash
 from teacher_server.zoo.fold import fold_batch_norm
 from teacher_server.zoo.names import ARCHITECTURES
 from teacher_server.zoo.registry import build_backbone

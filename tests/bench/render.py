@@ -26,8 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.draw import draw_tuples
 from data.render import render_batch
-from data.views import Augment, ClipSpec, VideoTable, ViewBatch, draw_tuples, key_hash
+from data.views import Augment, ClipSpec, VideoTable, ViewBatch, key_hash
 
 LIMIT = 0.25
 FRAME_SIZE = (128, 171)

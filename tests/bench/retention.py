@@ -184,8 +184,10 @@ def equal(bench: Bench) -> None:
         for views in ("different", "shared") if count > 1 else ("different",):
             found = {}
             for arm in ("served", "in_process"):
-                students = [bench.student(None, 0 if views == "shared" else i) for i in range(count)]
-                steps = max(3, 8 // count)
+                # Views of its own in every row: an earlier row's answers must not be at hand.
+                first_seed = 10 * len(rows)
+                students = [bench.student(None, first_seed + (0 if views == "shared" else i)) for i in range(count)]
+                steps = max(4, 12 // count)
                 for each in students:
                     each.start(Block(arm, 1))  # type: ignore[arg-type]
                 for each in students:

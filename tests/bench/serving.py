@@ -57,6 +57,7 @@ from teacher_server.serve.deployment import TeacherService
 PARTS = ("saturation", "batching", "by-value", "latency", "fairness", "swap")
 WIDTH = 0.25
 TUPLE_CHUNK, CLIP_CHUNK = 4, 4  # items of a forward pass: 12 clips, 4 clips
+TRACE_QUESTIONS = 80
 LEAST_MS_PER_CLIP = 20.0
 FLOORS = {"views": 0.95, "shared pixels": 0.95, "8 clients of 2 clips": 0.90, "HTTP with views": 0.90}
 PORT = 8123
@@ -160,27 +161,37 @@ def alternate(bench: Bench, callers: list[Any], loop: EngineLoop, clips: int) ->
 
 
 def batching(bench: Bench) -> None:
-    """A trace of 2-clip questions at 80 % of the engine's rate, the same for both."""
+    """A trace of 2-clip questions at 80 % of the engine's rate, the same for both, in alternation."""
     load = Load(bench.clips, "action", 2, depth=1)
     (caller,) = bench.callers(1, Load(bench.clips, "action", 2, depth=8))
-    rate = bench.saturate([caller])
-    trace = np.cumsum(np.random.default_rng(5).exponential(load.items / (0.8 * rate), 240))
-    before = bench.service.describe()[0].batches
-    ours = play(lambda batch: bench_ask(bench, batch), bench.store, trace)
-    forwards = bench.service.describe()[0].batches - before
     peer = serve.run(
         BatchedViews.bind(str(bench.library.root), bench.clips, str(bench.store.path), CLIP_CHUNK // load.items),
         name="peer",
         route_prefix=None,
     )
     pin_peer(bench, lambda seed: peer.ask.remote(draw(bench.store, "action", 4, seed).to_bytes()).result(timeout_s=60))
-    before = peer.forwards.remote().result(timeout_s=60)
-    theirs = play(lambda batch: peer.ask.remote(batch.to_bytes()).result(timeout_s=120), bench.store, trace)
-    their_forwards = peer.forwards.remote().result(timeout_s=60) - before
+    arms: dict[str, tuple[Callable[[Any], object], Callable[[], int]]] = {
+        "preceptor": (lambda batch: bench_ask(bench, batch), lambda: bench.service.describe()[0].batches),
+        "@serve.batch": (
+            lambda batch: peer.ask.remote(batch.to_bytes()).result(timeout_s=120),
+            lambda: peer.forwards.remote().result(timeout_s=60),
+        ),
+    }
+    forwards = dict.fromkeys(arms, 0)
+    waits_s: dict[str, list[float]] = {name: [] for name in arms}
+    for i in range(bench.rounds):
+        rate = bench.saturate([caller])
+        trace = np.cumsum(np.random.default_rng(i).exponential(load.items / (0.8 * rate), TRACE_QUESTIONS))
+        for name in list(arms)[:: 1 if i % 2 else -1]:
+            ask, count = arms[name]
+            before = count()
+            waits_s[name] += play(ask, bench.store, trace)
+            forwards[name] += count() - before
     serve.delete("peer")
     ray.kill(caller)
-    rows = [("preceptor", forwards, *percentiles(ours)), ("@serve.batch", their_forwards, *percentiles(theirs))]
-    print_rows("240 questions of 2 clips at 80 % load", ("", "forwards", "p50 ms", "p99 ms"), rows)
+    rows = [(name, forwards[name], *percentiles(waits_s[name])) for name in arms]
+    title = f"{bench.rounds} traces of {TRACE_QUESTIONS} questions of 2 clips at 80 % load"
+    print_rows(title, ("", "forwards", "p50 ms", "p99 ms"), rows)
     bench.results["batching"] = {name: {"forwards": n, "p50 ms": p50, "p99 ms": p99} for name, n, p50, p99 in rows}
 
 

@@ -27,7 +27,6 @@ from typing import Literal
 import torch
 from bench_tools import SPEC, pin_process
 from engine_loop import EngineLoop
-from torch.optim import SGD
 
 from data.store import ClipStore
 from teacher_server.clients.inprocess import InProcessTeacherClient
@@ -35,13 +34,14 @@ from teacher_server.contract import TeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherRef
 from teacher_server.roster.roster import Roster
-from teacher_server.zoo.network import VideoNetwork
 from trainer.collective import Collective
 from trainer.config import RunConfig
 from trainer.loader import Loader, TeacherSignal
 from trainer.plan import student_input
 from trainer.sampler import Sampler, split_rows
+from trainer.start import new_state
 from trainer.step import train_step
+from trainer.teacher_facts import TeacherFacts
 from trainer.teaching import BoundTeacher
 from trainer.timeline import Binder, TimelineEntry
 
@@ -136,6 +136,8 @@ class Student:
             view_seed=setup.view_seed,
             views_per_video=setup.views_per_video,
             modality="rgb",
+            lr=1e-3,
+            weight_decay=0.0,
             device="cpu",
         )
         torch.set_num_threads(1)
@@ -143,9 +145,7 @@ class Student:
         self._store = ClipStore.open(self._config.store)
         train_rows, *_ = split_rows(self._store, self._config)
         self._sampler = Sampler(self._store.videos, train_rows, self._config)
-        self._network = VideoNetwork("r3d", setup.width).train()
-        self._network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self._optimizer = SGD(self._network.parameters(), lr=1e-3, momentum=0.9)
+        self._state = new_state(self._config, torch.device("cpu"), num_train=len(train_rows), teacher=TeacherFacts())
         self._collective = Collective()
         self._beside: EngineLoop | None = None
         self._next = {"record": 0, "replay": 0}
@@ -168,7 +168,7 @@ class Student:
                 began = time.perf_counter()
                 each_step()
                 loaded = next(steps)
-                numbers = train_step(self._network, self._optimizer, loaded.batch, self._config, self._collective)
+                numbers = train_step(self._state, loaded.batch, self._config, self._collective, self._config.kd_weight)
                 if step - first == FILL_STEPS - 1:
                     began_at = time.time()
                 if step - first >= FILL_STEPS:

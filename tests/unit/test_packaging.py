@@ -90,7 +90,7 @@ def test_the_lock_names_no_host_and_no_path():
 
 
 def test_the_lock_pins_every_dependency_within_its_range(locked):
-    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    wanted = [*PROJECT["dependencies"], *(x for extra in PROJECT["optional-dependencies"].values() for x in extra)]
     for requirement in wanted:
         name, bounds = re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?(.*)", requirement).groups()
         version = locked[normal(name)]

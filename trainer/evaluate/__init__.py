@@ -1,7 +1,14 @@
-"""What a student can do: the pretext task on unseen videos, nearest-neighbour retrieval, a linear probe.
+"""What a student can do: the pretext task on unseen videos, retrieval, a linear probe, fine-tuning.
 
-Two kinds of accuracy, never mixed: `pretext_*` asks which operation was done to a clip and needs no action label;
-retrieval and probe ask which action a video shows. Everything but `extract` is arithmetic on arrays.
+Two kinds of accuracy, never mixed: `pretext_*` asks which operation was done to a clip and needs no action label; the
+others ask which action a video shows.
+
+    extract, feature_files     network and videos -> features, kept on disk where wanted
+    pretext, probe, retrieval  arithmetic on features
+    finetune                   a new linear layer, alone or with the backbone; resumable
+    final                      what a run does at its end
+    protocols, cached          `preceptor eval`: every split of a store, one question at a time, asked once
+    predict                    `preceptor predict`: video files
 """
 
 from trainer.evaluate.bootstrap import bootstrap_interval

@@ -24,14 +24,35 @@ def bootstrap_interval(
 
     groups: for each answer the group of its video. None with fewer than 2 groups: nothing to resample.
     """
-    if len(correct) != len(groups):
-        raise ValueError(f"{len(correct)} answers need as many group names, got {len(groups)}")
-    names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    if len(names) < 2:
+    return bootstrap_mean_interval([correct], [groups], seed=seed, num_resamples=num_resamples, level=level)
+
+
+def bootstrap_mean_interval(
+    correct: Sequence[NDArray[np.bool_]],
+    groups: Sequence[Sequence[str]],
+    *,
+    seed: int,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float] | None:
+    """Percentile interval of the mean over several lists of the mean of each, as of the splits of a data set.
+
+    correct: a bool array [I] per list; groups: beside it. A group that stands in several lists is drawn for all of them
+    at once. A list none of whose groups is drawn does not count in that draw. None with fewer than 2 groups in all.
+    """
+    for hits, names in zip(correct, groups, strict=True):
+        if len(hits) != len(names):
+            raise ValueError(f"{len(hits)} answers need as many group names, got {len(names)}")
+    everyone = np.unique(np.concatenate([np.asarray(names, dtype=str) for names in groups]))
+    if len(everyone) < 2:
         return None
-    hits = np.bincount(index, weights=correct.astype(np.float64))
-    sizes = np.bincount(index)
-    drawn = np.random.default_rng(seed).integers(0, len(names), (num_resamples, len(names)))
-    means = hits[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    drawn = np.random.default_rng(seed).integers(0, len(everyone), (num_resamples, len(everyone)))
+    totals, counts = np.zeros(num_resamples), np.zeros(num_resamples)
+    for hits, names in zip(correct, groups, strict=True):
+        index = np.searchsorted(everyone, np.asarray(names, dtype=str))
+        rights = np.bincount(index, weights=hits.astype(np.float64), minlength=len(everyone))[drawn].sum(axis=1)
+        sizes = np.bincount(index, minlength=len(everyone))[drawn].sum(axis=1)
+        totals += rights / np.maximum(sizes, 1)
+        counts += sizes > 0
+    low, high = np.quantile(totals[counts > 0] / counts[counts > 0], [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

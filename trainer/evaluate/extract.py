@@ -9,20 +9,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.draw import uniform_clips
 from data.input_spec import InputSpec
 from data.prepare import prepare
 from data.render import render_batch
-from data.store import ClipStore
-from data.views import ClipSpec, ViewBatch, uniform_clips
+from data.views import ClipSpec, VideoTable, ViewBatch
 from teacher_server.zoo.network import VideoNetwork
+from trainer.errors import EvaluationError
 
 Progress = Callable[[int, int], None]
 """Called with (clips done, clips in all) after every forward pass."""
+PhaseProgress = Callable[[str, int, int], None]
+"""The same with the name of the phase before it: `pretext`, `training clips`, `test clips`, `fine-tuning` (steps)."""
+
+
+class Frames(Protocol):
+    """What features need of a store: a ClipStore, or videos held in memory."""
+
+    @property
+    def videos(self) -> VideoTable:
+        """A row per video."""
+
+    def gather(self, batch: ViewBatch) -> list[NDArray[np.uint8]]:
+        """The frames [T, H, W, 3] of every view, in order."""
+
+
+def phase_of(progress: PhaseProgress | None, phase: str) -> Progress | None:
+    """The progress of one phase."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(phase, done, total)
 
 
 @contextmanager
@@ -40,7 +62,7 @@ def frozen(network: VideoNetwork) -> Iterator[None]:
 
 def view_features(
     network: VideoNetwork,
-    store: ClipStore,
+    store: Frames,
     batch: ViewBatch,
     input_spec: InputSpec,
     *,
@@ -49,8 +71,8 @@ def view_features(
 ) -> NDArray[np.float32]:
     """[N, D] features of each view. A view that occurs several times is rendered and computed once.
 
-    batch_clips: clips in memory at a time. Runs on the device of the network's weights. Raises ValueError for
-    features that are not finite: no accuracy computed from them would mean anything.
+    batch_clips: clips in memory at a time. Runs on the device of the network's weights. Raises EvaluationError
+    for features that are not finite: no accuracy computed from them would mean anything.
     """
     if batch_clips < 1:
         raise ValueError(f"batch_clips must be at least 1, got {batch_clips}")
@@ -65,13 +87,13 @@ def view_features(
             if progress is not None:
                 progress(start + len(part), len(distinct))
     if not np.isfinite(features).all():
-        raise ValueError("the network gives features that are not finite: it diverged, train again with a smaller lr")
+        raise EvaluationError("the network's features are not finite: it diverged, train again with a smaller lr")
     return features[inverse_N]
 
 
 def clip_features(
     network: VideoNetwork,
-    store: ClipStore,
+    store: Frames,
     rows: NDArray[np.int64],
     spec: ClipSpec,
     input_spec: InputSpec,
@@ -93,4 +115,4 @@ def _distinct(batch: ViewBatch) -> tuple[ViewBatch, NDArray[np.int64]]:
     place: dict[bytes, int] = {}
     inverse = np.array([place.setdefault(record.tobytes(), len(place)) for record in batch.records], dtype=np.int64)
     _, first = np.unique(inverse, return_index=True)
-    return ViewBatch(batch.records[first], 1, batch.store_fingerprint), inverse
+    return ViewBatch(batch.records[first], 1, batch.store_fingerprint, batch.operation), inverse

@@ -6,7 +6,6 @@ Features of the training and the test clips are taken once and serve both retrie
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,16 +14,15 @@ from numpy.typing import NDArray
 
 from data.input_spec import InputSpec
 from data.store import ClipStore
-from data.views import NUM_PRETEXT, ClipSpec, long_enough
+from data.views import NUM_PRETEXT, SEGMENT_COPY, ClipSpec
 from teacher_server.zoo.network import VideoNetwork
 from trainer.evaluate.bootstrap import bootstrap_interval
-from trainer.evaluate.extract import Progress, clip_features
+from trainer.evaluate.extract import PhaseProgress, clip_features, phase_of
 from trainer.evaluate.pretext import PretextResult, pretext_accuracy
-from trainer.evaluate.probe import ProbeResult, linear_probe
+from trainer.evaluate.probe import ProbeResult, commonest_share, linear_probe
 from trainer.evaluate.retrieval import KS, chance_top_k, first_hit_ranks, retrieval
+from trainer.evaluate.splits import fitting, groups_of
 
-PhaseProgress = Callable[[str, int, int], None]
-"""Called with (phase, clips done, clips in all); phases are `pretext`, `training clips`, `test clips`."""
 Interval = tuple[float, float] | None
 
 
@@ -32,13 +30,15 @@ Interval = tuple[float, float] | None
 class EvalOptions:
     """tuples_per_video: places at which a test video is tried under every operation. clips_per_video: for retrieval
     and probe. view_seed: of the operations' variants. seed: of the bootstrap, the only thing drawn at random.
-    any_swap: as in training. batch_clips: clips in memory at a time."""
+    any_swap, shuffle, operation: as in training. batch_clips: clips in memory at a time."""
 
     tuples_per_video: int = 1
     clips_per_video: int = 10
     view_seed: int = 0
     seed: int = 0
     any_swap: bool = False
+    shuffle: int = SEGMENT_COPY
+    operation: str = ""
     batch_clips: int = 64
 
 
@@ -101,13 +101,13 @@ def evaluate_student(
     """Everything that method.md asks of a frozen student. The network comes back in the mode that it was in.
 
     train_rows: the gallery and the probe's training videos. test_rows: the queries and all test videos.
-    Raises ValueError when a list has no video that is long enough, or when the features are not finite.
+    Raises EvaluationError when a list has no video that is long enough, or when the features are not finite.
     """
     began = time.monotonic()
     options = options or EvalOptions()
-    tuple_rows = _fitting(store, test_rows, spec.tuple_span, "test list")
-    train = _fitting(store, train_rows, spec.clip_len, "training list")
-    test = _fitting(store, test_rows, spec.clip_len, "test list")
+    tuple_rows = fitting(store, test_rows, spec.tuple_span, "test list")
+    train = fitting(store, train_rows, spec.clip_len, "training list")
+    test = fitting(store, test_rows, spec.clip_len, "test list")
     pretext = pretext_accuracy(
         network,
         store,
@@ -117,21 +117,23 @@ def evaluate_student(
         options.view_seed,
         options.tuples_per_video,
         options.any_swap,
+        shuffle=options.shuffle,
+        operation=options.operation,
         batch_clips=options.batch_clips,
-        progress=_phase(progress, "pretext"),
+        progress=phase_of(progress, "pretext"),
     )
 
     def features(rows: NDArray[np.int64], phase: str) -> NDArray[np.float32]:
         m, size = options.clips_per_video, options.batch_clips
-        return clip_features(network, store, rows, spec, input_spec, m, size, _phase(progress, phase))
+        return clip_features(network, store, rows, spec, input_spec, m, size, phase_of(progress, phase))
 
     train_VMD, test_VMD = features(train, "training clips"), features(test, "test clips")
     train_labels, test_labels = store.labels[train], store.labels[test]
     probe = linear_probe(train_VMD, train_labels, test_VMD, test_labels, len(store.classes))
     return EvalResult(
         **_pretext_fields(pretext, store, options.seed),
-        **_retrieval_fields(test_VMD, train_VMD, test_labels, train_labels, _groups(store, test), options.seed),
-        **_probe_fields(probe, train_labels, test_labels, _groups(store, test), options.seed),
+        **_retrieval_fields(test_VMD, train_VMD, test_labels, train_labels, groups_of(store, test), options.seed),
+        **_probe_fields(probe, train_labels, test_labels, groups_of(store, test), options.seed),
         pretext_videos=len(tuple_rows),
         pretext_left_out=len(test_rows) - len(tuple_rows),
         train_videos=len(train),
@@ -144,23 +146,12 @@ def evaluate_student(
     )
 
 
-def _fitting(store: ClipStore, rows: NDArray[np.int64], needed: int, what: str) -> NDArray[np.int64]:
-    """The rows with enough frames. Raises ValueError when none has."""
-    kept = rows[long_enough(store.videos, rows, needed)]
-    if len(kept) == 0:
-        raise ValueError(
-            f"the {what} has {len(rows)} videos and none has the {needed} frames that are needed: "
-            "choose a smaller clip_len or interval, or another list"
-        )
-    return kept
-
-
 def _pretext_fields(result: PretextResult, store: ClipStore, seed: int) -> dict[str, Any]:
     return {
         "pretext_acc": result.accuracy,
         "pretext_balanced_acc": result.balanced_accuracy,
         "pretext_loss": result.loss,
-        "pretext_interval": bootstrap_interval(result.correct, _groups(store, result.rows), seed=seed),
+        "pretext_interval": bootstrap_interval(result.correct, groups_of(store, result.rows), seed=seed),
         "pretext_chance": 1 / NUM_PRETEXT,
         "pretext_label_histogram": result.label_histogram,
         "pretext_confusion": _table(result.confusion),
@@ -195,28 +186,17 @@ def _probe_fields(
     groups: list[str],
     seed: int,
 ) -> dict[str, Any]:
-    commonest = np.bincount(train_labels).argmax()
     return {
         "probe_acc": result.accuracy,
         "probe_train_acc": result.train_accuracy,
         "probe_interval": bootstrap_interval(result.correct, groups, seed=seed),
-        "probe_chance": float((test_labels == commonest).mean()),
+        "probe_chance": commonest_share(train_labels, test_labels),
         "probe_confusion": _table(result.confusion),
     }
 
 
-def _groups(store: ClipStore, rows: NDArray[np.int64]) -> list[str]:
-    return [store.groups[row] for row in rows]
-
-
 def _table(confusion: NDArray[np.int64]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in confusion.tolist())
-
-
-def _phase(progress: PhaseProgress | None, phase: str) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, total: progress(phase, done, total)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The pretext task on videos: which of the five operations was done to the middle clip of a tuple.
 
-Every video is tried under all five operations, so each label occurs equally often and guessing gives 1/5.
+Every video is tried under all five operations, so each label occurs equally often and guessing gives 1/5. (With the
+remote variant of the temporal shuffle the label 4 is rarer: a short video has no remote clip.)
 
 Axis letters: I items (tuples), K operations.
 """
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.draw import eval_tuples
 from data.input_spec import InputSpec
 from data.store import ClipStore
-from data.views import NUM_PRETEXT, VIEWS_PER_TUPLE, ClipSpec, ViewBatch, eval_tuples
+from data.views import NUM_PRETEXT, SEGMENT_COPY, VIEWS_PER_TUPLE, ClipSpec, ViewBatch
 from teacher_server.zoo.network import VideoNetwork
 from trainer.evaluate.extract import Progress, frozen, view_features
 
@@ -44,10 +46,14 @@ def pretext_accuracy(
     tuples_per_video: int,
     any_swap: bool = False,
     *,
+    shuffle: int = SEGMENT_COPY,
+    operation: str = "",
     batch_clips: int = 64,
     progress: Progress | None = None,
 ) -> PretextResult:
     """Every video under all five operations at `tuples_per_video` places; centre crop, no augmentation.
+
+    any_swap, shuffle, operation: as in the student's training, which knows one variant of the temporal shuffle only.
 
     The five tuples of a place share their first and last clip: 7 forward passes instead of 15.
     Raises VideoTooShort for a video without room for a tuple, ValueError for no videos.
@@ -59,6 +65,8 @@ def pretext_accuracy(
         spec=spec,
         tuples_per_video=tuples_per_video,
         any_swap=any_swap,
+        shuffle=shuffle,
+        operation=operation,
     )
     features = view_features(network, store, tuples, input_spec, batch_clips=batch_clips, progress=progress)
     logits_IK = _head_logits(network, features)

@@ -71,6 +71,11 @@ def linear_probe(
     )
 
 
+def commonest_share(train_labels: NDArray[np.int64], test_labels: NDArray[np.int64]) -> float:
+    """The accuracy of always naming the class that is commonest among the training videos: the chance level."""
+    return float((test_labels == np.bincount(train_labels).argmax()).mean())
+
+
 def _standardise(train: NDArray[np.float32], test: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
     """Training clips [V*M, D] and test clips [V, M, D] in float64, by the training clips' mean and variance."""
     train_ND = torch.from_numpy(train.astype(np.float64)).flatten(0, 1)

@@ -8,7 +8,8 @@ Axis letters: Q queries, G gallery videos, M clips of a video, D features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,19 +48,50 @@ def first_hit_ranks(
     features: [Q, M, D] and [G, M', D]. Of equally near videos the one with the lower row comes first; a video whose
     features are all zero has cosine 0 to every other. Raises ValueError for shapes that do not fit or nothing to rank.
     """
-    queries_QD = _unit_means(query_features, query_labels, "query")
-    gallery_GD = _unit_means(gallery_features, gallery_labels, "gallery")
+    gallery_size = len(gallery_labels)
+    _check_labels(query_features, query_labels, "query")
+    _check_labels(gallery_features, gallery_labels, "gallery")
+    parts = []
+    for part, order, _ in _ranked(query_features, gallery_features):
+        hits = gallery_labels[order] == query_labels[part, None]
+        parts.append(np.where(hits.any(axis=1), hits.argmax(axis=1), gallery_size))
+    return np.concatenate(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The nearest gallery videos of each query, nearest first: their places in the gallery and cosines, [Q, k]."""
+
+    places: NDArray[np.int64]
+    cosines: NDArray[np.float64]
+
+
+def nearest(query_features: NDArray[np.float32], gallery_features: NDArray[np.float32], k: int) -> Neighbours:
+    """The k nearest gallery videos of each query, all of them for a larger k; ties as in `first_hit_ranks`.
+
+    features: [Q, M, D] and [G, M', D]. Raises ValueError for shapes that do not fit.
+    """
+    places, cosines = [], []
+    for _, order, similarity in _ranked(query_features, gallery_features):
+        places.append(order[:, :k])
+        cosines.append(np.take_along_axis(similarity, order[:, :k], axis=1))
+    return Neighbours(np.concatenate(places), np.concatenate(cosines))
+
+
+def _ranked(
+    query_features: NDArray[np.float32], gallery_features: NDArray[np.float32]
+) -> Iterator[tuple[slice, NDArray[np.int64], NDArray[np.float64]]]:
+    """Some queries at a time: which ones, the gallery from near to far [q, G], the cosines [q, G] in gallery order."""
+    queries_QD = _unit_means(query_features, "query")
+    gallery_GD = _unit_means(gallery_features, "gallery")
     if queries_QD.shape[1] != gallery_GD.shape[1]:
         raise ValueError(
             f"queries have {queries_QD.shape[1]} features, the gallery {gallery_GD.shape[1]}: they must be equal"
         )
-    parts = []
     for start in range(0, len(queries_QD), _QUERIES_AT_ONCE):
         part = slice(start, start + _QUERIES_AT_ONCE)
-        order = np.argsort(-(queries_QD[part] @ gallery_GD.T), axis=1, kind="stable")
-        hits = gallery_labels[order] == query_labels[part, None]
-        parts.append(np.where(hits.any(axis=1), hits.argmax(axis=1), len(gallery_GD)))
-    return np.concatenate(parts)
+        similarity = queries_QD[part] @ gallery_GD.T
+        yield part, np.argsort(-similarity, axis=1, kind="stable"), similarity
 
 
 def chance_top_k(query_labels: NDArray[np.int64], gallery_labels: NDArray[np.int64], k: int) -> float:
@@ -73,13 +105,15 @@ def chance_top_k(query_labels: NDArray[np.int64], gallery_labels: NDArray[np.int
     return float(1 - misses_Qk.prod(axis=1).mean())
 
 
-def _unit_means(features: NDArray[np.float32], labels: NDArray[np.int64], what: str) -> NDArray[np.float64]:
+def _check_labels(features: NDArray[np.float32], labels: NDArray[np.int64], what: str) -> None:
+    if labels.shape != features.shape[:1]:
+        raise ValueError(f"{what}: features of {len(features)} videos need as many labels, got {labels.shape}")
+
+
+def _unit_means(features: NDArray[np.float32], what: str) -> NDArray[np.float64]:
     """[V, D] mean over the clips, scaled to length 1."""
-    if features.ndim != 3 or len(features) == 0 or labels.shape != features.shape[:1]:
-        raise ValueError(
-            f"{what}: features [videos, clips, D] and labels [videos] of at least one video are needed, "
-            f"got {features.shape} and {labels.shape}"
-        )
+    if features.ndim != 3 or len(features) == 0:
+        raise ValueError(f"{what}: features [videos, clips, D] of at least one video are needed, got {features.shape}")
     mean = features.astype(np.float64).mean(axis=1)
     norm = np.linalg.norm(mean, axis=1, keepdims=True)
     return mean / np.where(norm > 0, norm, 1.0)

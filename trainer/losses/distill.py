@@ -44,6 +44,16 @@ def distill_loss(
     Source: Hinton et al. 2015; Camarena et al. 2024, Eq. 6 (cross entropy there: the same gradient).
     Raises ValueError for shapes that differ and for a temperature <= 0.
     """
+    kl_B = kl_per_row(student_logits_BK, teacher_softened_BK, temperature, mask_B)
+    if mask_B is None:
+        return temperature**2 * kl_B.mean()
+    return temperature**2 * kl_B.sum() / mask_B.sum().clamp(min=1)
+
+
+def kl_per_row(
+    student_logits_BK: Tensor, teacher_softened_BK: Tensor, temperature: float, mask_B: Tensor | None = None
+) -> Tensor:
+    """[B] KL(softmax(t / tau) || softmax(s / tau)) in nats, 0 in rows without an answer; arguments as distill_loss."""
     _check(student_logits_BK, teacher_softened_BK, temperature, mask_B)
     teacher = teacher_softened_BK.detach().to(student_logits_BK.dtype)
     if mask_B is not None:
@@ -52,9 +62,7 @@ def distill_loss(
     log_p = F.log_softmax(teacher, dim=1)
     log_q = F.log_softmax(student_logits_BK / temperature, dim=1)
     kl_B = (log_p.exp() * (log_p - log_q)).sum(dim=1)
-    if mask_B is None:
-        return temperature**2 * kl_B.mean()
-    return temperature**2 * kl_B.masked_fill(~mask_B, 0.0).sum() / mask_B.sum().clamp(min=1)
+    return kl_B if mask_B is None else kl_B.masked_fill(~mask_B, 0.0)
 
 
 def _check(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None) -> None:

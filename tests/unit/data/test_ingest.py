@@ -428,6 +428,92 @@ def test_wrong_options_give_one_sentence_and_no_store(
     assert not list(tmp_path.glob("store/manifest*"))
 
 
+OWN_CATALOG = """
+from data.catalogs import Catalog, CatalogEntry
+
+def all_in_one(videos, lists):
+    files = sorted(path for path in videos.rglob("*") if path.is_file())
+    entries = tuple(CatalogEntry(path, path.name, 0, "own") for path in files)
+    keys = tuple(entry.key for entry in entries)
+    return Catalog(("everything",), entries, {"train01": keys[1:], "test01": keys[:1]}, (f"lists is {lists}",))
+
+def nothing(videos, lists):
+    return {}
+
+NUMBER = 3
+"""
+
+
+@pytest.fixture
+def own_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of an importable module with catalogs of its own."""
+    (tmp_path / "own_catalog.py").write_text(OWN_CATALOG)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_catalog"
+    sys.modules.pop("own_catalog", None)
+
+
+def test_a_catalog_of_ones_own_is_named_as_module_and_function(
+    ucf_folder: Any, own_catalog: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ["--videos", str(ucf_folder.videos), "--out", str(tmp_path / "store")]
+    assert main([f"{own_catalog}:all_in_one", *paths, "--size", "24x32", "--workers", "1"]) == 0
+    store = ClipStore.open(tmp_path / "store")
+    assert (store.classes, len(store), set(store.groups)) == (("everything",), 6, {"own"})
+    assert (len(store.subset("train01")), len(store.subset("test01"))) == (5, 1)
+    assert "warning: lists is None" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_catalog:nothing", "must return a data.catalogs.Catalog, it returned dict"),
+        ("own_catalog:NUMBER", "must be a function, it is a int"),
+        ("own_catalog:absent", "module own_catalog has no absent"),
+        ("not_there_at_all:f", "importing not_there_at_all failed"),
+    ],
+)
+@pytest.mark.usefixtures("own_catalog")
+def test_a_catalog_of_ones_own_that_cannot_be_used_gives_one_sentence(
+    ucf_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    assert main([name, "--videos", str(ucf_folder.videos), "--out", str(tmp_path / "store")]) == 1
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_hmdb51_folder_and_kinetics_are_ingested_by_the_same_command(
+    ucf_folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = tmp_path / "hmdb"
+    lists.mkdir()
+    rows = ["label,youtube_id,time_start,time_end,split"]
+    for folder in sorted(path for path in ucf_folder.videos.iterdir() if path.is_dir()):
+        files = sorted(path.name for path in folder.iterdir())
+        text = "".join(f"{name} {2 if i == 0 else 1}\n" for i, name in enumerate(files))
+        (lists / f"{folder.name}_test_split1.txt").write_text(text + "absent.avi 1\n")
+        for i, name in enumerate(files):
+            rows.append(f"{folder.name},{Path(name).stem},0,10,{'test' if i == 0 else 'train'}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    keys = {}
+    for layout, extra in (
+        ("hmdb51", ["--lists", str(lists)]),
+        ("folder", []),
+        ("kinetics", ["--lists", str(tmp_path / "list.csv")]),
+    ):
+        out = tmp_path / layout
+        arguments = ["--videos", str(ucf_folder.videos), "--out", str(out), "--size", "24x32", "--workers", "1"]
+        assert main([layout, *arguments, *extra]) == 0
+        store = ClipStore.open(out)
+        assert len(store) == 6
+        assert set(store.subsets) == {"train01", "test01"}
+        assert len(store.subset("train01")) + len(store.subset("test01")) == 6
+        keys[layout] = len(store.skipped)
+    assert keys == {"hmdb51": len(list(lists.iterdir())), "folder": 0, "kinetics": 0}
+    assert "it cannot be read (No such file or directory)" in capsys.readouterr().out
+
+
 def test_parse_size_gives_height_and_width() -> None:
     assert parse_size("64x86") == (64, 86)
 
@@ -455,3 +541,17 @@ def test_a_pool_whose_children_cannot_start_says_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, module.__name__, module)
     with DecodePool(function, 1, 60) as pool, pytest.raises(DataError, match="did not start"):
         list(pool.map([()]))
+
+
+def test_names_that_are_not_utf_8_are_ingested_and_shown_when_they_are_skipped(
+    encode_video: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "videos" / "run"
+    folder.mkdir(parents=True)
+    sound, empty = (folder / os.fsdecode(name) for name in (b"caf\xe9.avi", b"caf\xe8.avi"))
+    encode_video(tmp_path / "sound.avi").rename(sound)
+    empty.touch()
+    paths = ["--videos", str(tmp_path / "videos"), "--out", str(tmp_path / "store")]
+    assert main(["folder", *paths, "--size", "24x32", "--workers", "1"]) == 0
+    assert ClipStore.open(tmp_path / "store").videos.keys == (f"run/{sound.name}",)
+    assert "run/caf\\udce8.avi: it is empty" in capsys.readouterr().out

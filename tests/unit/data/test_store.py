@@ -21,10 +21,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from data.atomic import publish_new, write_atomic
+from data.draw import draw_tuples
 from data.errors import StoreDamaged, StoreError, StoreMismatch, StoreMissing, ViewError
 from data.segments import encode
 from data.store import ClipStore, Skipped, StoreWriter
-from data.views import VIEW_DTYPE, Augment, ClipSpec, ViewBatch, draw_tuples, key_hash
+from data.views import VIEW_DTYPE, Augment, ClipSpec, ViewBatch, key_hash
 
 SIZE = (8, 10)
 LENGTHS = (48, 50, 53, 60, 64)

@@ -105,7 +105,7 @@ def test_another_extension_takes_the_place_of_an_absent_file(layout: Layout) -> 
         ("trainlist01.txt", "Kick/v_Kick_g01_c01.avi 1\n", "class 'Kick' is not in classInd.txt"),
         ("trainlist01.txt", "Bow/v_Bow_g02_c01.avi 2\n", "Bow has number 2 here and 1 in classInd.txt"),
         ("trainlist01.txt", "Bow/v_Bow_g02_c01.avi 1\nBow/v_Bow_g02_c01.avi 1\n", "lists Bow/v_Bow_g02_c01 twice"),
-        ("trainlist01.txt", "Bow/v_Bow_g01_c01.avi 1\n", "in the training and in the test list"),
+        ("trainlist01.txt", "Bow/v_Bow_g01_c01.avi 1\n", "is in both train01 and test01"),
         ("trainlist01.txt", "Bow/bow.avi 1\n", "ends in _gNN_cNN was expected"),
         ("testlist01.txt", "v_Bow_g01_c01.avi\n", "'Class/file' was expected"),
         ("testlist01.txt", "../Bow/v_Bow_g01_c01.avi\n", "'Class/file' was expected"),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.draw import draw_tuples, epoch_order, eval_tuples, long_enough, uniform_clips
 from data.errors import VideoTooShort, ViewError
 from data.philox import philox4x32, uniform
 from data.views import (
@@ -20,14 +21,9 @@ from data.views import (
     Pretext,
     VideoTable,
     ViewBatch,
-    draw_tuples,
-    epoch_order,
-    eval_tuples,
     frame_order,
     key_hash,
-    long_enough,
     segment_bounds,
-    uniform_clips,
 )
 
 SPEC = ClipSpec(clip_len=10, interval=8, crop=56)  # a tuple spans 46 frames
@@ -475,3 +471,55 @@ def test_generator_and_schema_are_pinned():
     ]
     assert batch.records["start"].tolist() == [8, 26, 44, 53, 71, 89]
     assert VIEW_DTYPE.itemsize == 44
+
+
+# --- the label is drawn first, the remote shuffle second
+
+
+@pytest.fixture(scope="module")
+def mixed_remote():
+    """Tuples of videos of 66 frames: some starts leave room for a remote clip and some do not."""
+    batch = draw(make_table(40_000, num_frames=66), shuffle=REMOTE)
+    start = batch.records["start"].reshape(-1, 3)[:, 0].astype(int)
+    has_room = (start - 20 >= 0) | (start + 46 + 10 + 10 <= 66)  # written out: a clip of 10 at a distance of 10
+    return batch, has_room
+
+
+def test_tuples_with_room_for_a_remote_clip_have_all_five_labels_evenly(mixed_remote):
+    batch, has_room = mixed_remote
+    assert 0.05 < has_room.mean() < 0.95
+    for label in range(5):
+        assert abs((batch.pretext_labels[has_room] == label).mean() - 0.2) < 0.03
+
+
+def test_tuples_without_room_never_have_label_4_and_the_other_four_evenly(mixed_remote):
+    batch, has_room = mixed_remote
+    for label, share in enumerate([0.25, 0.25, 0.25, 0.25, 0.0]):
+        assert abs((batch.pretext_labels[~has_room] == label).mean() - share) < 0.01
+    assert not (batch.pretext_labels[~has_room] == 4).any()
+
+
+def test_the_label_is_drawn_first_so_that_no_variant_changes_it(mixed_remote):
+    batch, has_room = mixed_remote
+    for other in ({}, {"any_swap": True}):
+        labels = draw(make_table(40_000, num_frames=66), **other).pretext_labels
+        assert np.array_equal(labels[has_room], batch.pretext_labels[has_room])
+
+
+def test_evaluation_with_remote_clips_leaves_out_places_without_room_and_changes_nothing_else():
+    table = make_table(3, num_frames=[46, 90, 66])
+    plain = eval_tuples(table, rows_of(table), view_seed=0, spec=SPEC, tuples_per_video=3)
+    remote = eval_tuples(table, rows_of(table), view_seed=0, spec=SPEC, tuples_per_video=3, shuffle=REMOTE)
+    starts = plain.records["start"].reshape(-1, 3)[:, 0].astype(int)
+    frames = table.num_frames[plain.records["video"][::3]]
+    has_room = (starts >= 20) | (starts + 66 <= frames)
+    kept = has_room | (plain.pretext_labels != 4)
+    assert 0 < (~kept).sum() < 9
+    expected, records = plain.records.reshape(-1, 3)[kept], remote.records.reshape(-1, 3)
+    is_remote = expected["pretext"][:, 1] == 4
+    assert np.array_equal(expected[~is_remote], records[~is_remote])
+    assert np.array_equal(expected[is_remote][:, [0, 2]], records[is_remote][:, [0, 2]])
+    first, moved = records[is_remote]["start"][:, 0].astype(int), records[is_remote]["start"][:, 1].astype(int)
+    assert np.all((moved + 10 <= first - 10) | (moved >= first + 46 + 10))
+    assert np.all(moved + 10 <= frames[kept][is_remote])
+    assert np.all(records[is_remote]["variant"][:, 1] == REMOTE)

@@ -32,6 +32,10 @@ COMMANDS = [
     ["stop"],
     *(["teacher", x] for x in ("list", "import", "ensemble", "verify", "promote", "rollback", "evict", "bench")),
     *(["ledger", x] for x in ("list", "verify")),
+    ["eval"],
+    ["predict"],
+    ["verify"],
+    ["export"],
     ["export-metrics"],
     ["demo-data"],
 ]
@@ -58,7 +62,9 @@ def test_every_command_shows_an_example_of_itself(
     assert "preceptor " + " ".join(args) in words.split("Example: ")[1]
 
 
-@pytest.mark.parametrize("args", [[], ["teacher", "import"], ["teacher", "promote"], ["ledger", "verify"]])
+@pytest.mark.parametrize(
+    "args", [[], ["eval"], ["predict"], ["teacher", "import"], ["teacher", "promote"], ["ledger", "verify"]]
+)
 def test_help_imports_neither_torch_nor_ray_nor_fastapi(args: list[str]) -> None:
     program = (
         "import sys\nfrom services.cli import main\nsys.argv = ['preceptor', *sys.argv[1:], '--help']\n"
@@ -124,7 +130,7 @@ def test_a_relative_home_is_refused_in_one_sentence(
 def test_the_list_has_a_row_for_each_version_and_marks_the_alias(library: TeacherLibrary) -> None:
     Roster(library).promote("alpha", 2, "test")
     (library.root / "beta" / "1" / CARD).write_text("{}")
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=400)
     teachers = [info for info in Directory(library).teachers() if info.name in ("alpha", "beta")]
     console.print(table_of(teachers))
     rows = [

@@ -23,6 +23,7 @@ from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId
 from teacher_server.zoo.names import ARCH_VERSION
 from teacher_server.zoo.network import VideoNetwork
+from trainer.config import ConfigError
 from trainer.runs import RunFolder
 
 
@@ -163,7 +164,8 @@ def finished_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch
         "clip_len": 8, "crop": 32, "modality": "res", "feature_size": 64,
     }  # fmt: skip
 
-    def export(_run: RunFolder, name: str, library: TeacherLibrary, command: str) -> TeacherId:
+    def export(_run: RunFolder, name: str, library: TeacherLibrary, command: str, **choice: object) -> TeacherId:
+        assert choice == {"head": "auto", "classes": None}
         made = Provenance(command=command, store_fingerprint="abc", steps=7, metrics={"pretext_acc": 0.5})
         save_file(tensors, home / "student.safetensors")
         card = TeacherCard.model_validate({**values, "provenance": made})
@@ -198,6 +200,20 @@ def test_a_run_is_shown_and_added_with_its_own_weights(
     assert all(torch.equal(added[name], tensor) for name, tensor in finished_run.items())
     assert entry.card.provenance.command == "preceptor teacher import run:mine"
     assert "7 steps on store abc" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("finished_run")
+def test_head_and_class_names_of_a_run_can_be_chosen(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def export(*_: object, **choice: object) -> TeacherId:
+        raise ConfigError(f"asked for {choice}")
+
+    monkeypatch.setattr("trainer.export.export_teacher", export)
+    (home / "classes.txt").write_text("bow\nkick\n")
+    flags = ("--head", "action", "--classes", str(home / "classes.txt"))
+    assert run(monkeypatch, "run:mine", "--name", "student", *flags) == 2
+    assert "asked for {'head': 'action', 'classes': ('bow', 'kick')}" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("finished_run")

@@ -157,6 +157,14 @@ class TestFit:
         assert "32x32 pixels, the run crops 40x40" in differences[1]
         assert "its classes are a, b" in differences[2]
 
+    def test_an_operation_of_the_run_s_own_must_be_the_teacher_s_fifth_class(self, tiny: ModuleType) -> None:
+        spec = ClipSpec(clip_len=8, interval=8, crop=32)
+        own = tiny.make_card(classes=(*tiny.make_card().classes[:4], "ops:reverse"))
+        own.check_fits("alpha@1", spec, operation="ops:reverse")
+        for card, operation in ((own, ""), (own, "ops:mirror"), (tiny.make_card(), "ops:reverse")):
+            with pytest.raises(TeacherMismatch, match="its classes are unchanged"):
+                card.check_fits("alpha@1", spec, operation=operation)
+
     def test_a_card_that_resizes_takes_any_crop(self, tiny: ModuleType) -> None:
         assert self.fits(tiny.make_card(resize=True), crop=40) == ()
 

@@ -56,6 +56,9 @@ def test_backbone_has_exactly_the_parameters_of_the_method(name: str, parameters
         ("r3d", 10, 13.1),
         ("r2plus1d", 16, 21.4),
         ("r2plus1d", 10, 13.9),
+        ("r3d_18", 16, 40.7),
+        ("mc3_18", 16, 43.34),
+        ("r2plus1d_18", 16, 40.52),
     ],
 )
 def test_a_clip_costs_the_multiply_accumulates_of_the_method(name: str, frames: int, gmac: float) -> None:
@@ -135,8 +138,8 @@ def test_features_are_the_global_average_of_the_last_map(name: str) -> None:
     torch.manual_seed(1)
     network = build_backbone(name, SMALL).eval()
     maps = []
-    last = network.bn5b if name == "c3d" else network.stages
-    last.register_forward_hook(lambda _m, _i, output: maps.append(output.detach().clone()))
+    last = {"c3d": "bn5b", "r3d": "stages", "r2plus1d": "stages"}.get(name, "layer4")
+    network.get_submodule(last).register_forward_hook(lambda _m, _i, output: maps.append(output.detach().clone()))
     with torch.no_grad():
         features = network(torch.randn(2, 3, 10, 56, 56))
     expected = maps[0].relu().flatten(2).sum(2) / maps[0][0, 0].numel()
@@ -254,7 +257,8 @@ def test_running_mean_of_the_first_norm_follows_the_three_clips_in_order(name: s
     torch.manual_seed(2)
     network = VideoNetwork(name, SMALL).train()
     backbone = network.backbone
-    conv, norm = (backbone.conv1, backbone.bn1) if name == "c3d" else (backbone.stem, backbone.stem_bn)
+    paths = {"c3d": ("conv1", "bn1"), "r3d": ("stem", "stem_bn"), "r2plus1d": ("stem", "stem_bn")}
+    conv, norm = map(backbone.get_submodule, paths.get(name, ("stem.0", "stem.1")))
     reference = copy.deepcopy(conv)
     running = torch.zeros(norm.num_features)
     network.forward_tuple(make_clips())

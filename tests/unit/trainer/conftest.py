@@ -22,6 +22,7 @@ from trainer.config import RunConfig
 from trainer.loop import Outcome, Trainer
 from trainer.plan import Plan, make_plan
 from trainer.runs import RunFolder
+from trainer.teacher_facts import TeacherFacts, teacher_facts
 from trainer.teaching import BoundTeacher
 from trainer.timeline import Binder
 
@@ -133,8 +134,8 @@ class Bench:
         self.home = home
 
     def plan(self, config: RunConfig) -> Plan:
-        """The checked plan."""
-        return make_plan(config)
+        """The checked plan, as the training command makes it."""
+        return make_plan(config, trusted=True)
 
     def folder(self, name: str) -> RunFolder:
         """A run's folder with its config.json left out."""
@@ -161,6 +162,7 @@ class Bench:
             run_id=run.run_id,
             store_path=Path(config.store),
             input_kind=kind,  # type: ignore[arg-type]
+            facts=teacher_facts(config) or TeacherFacts(),
         )
 
     def attempt(

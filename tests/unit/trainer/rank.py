@@ -5,6 +5,7 @@ Writes FOLDER/rank<R>.safetensors with what test_collective.py compares with one
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from datetime import timedelta
@@ -16,9 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from teacher_server.zoo.network import VideoNetwork
+from trainer.batch import StudentBatch
+from trainer.checkpoint import TrainingState
 from trainer.collective import Collective
 from trainer.config import RunConfig
-from trainer.step import StudentBatch, train_step
+from trainer.objective import Objective
+from trainer.step import train_step
+from trainer.teacher_facts import TeacherFacts
 
 CONFIG = RunConfig(contrast=True, alpha=0.5, kd_weight=2.0, temperature=4.0, crop=32, clip_len=8, lr=0.1)
 CASES = {
@@ -28,19 +33,35 @@ CASES = {
     "some": (2, 3),
     "one worker": (2, 3),
     "nobody": (2, 2),
+    "bank": (2, 3),
+    "hint": (3, 2),
+    "shuffled": (2, 3),
+    "smoothed": (2, 3),
+    "supervised": (3, 2),
 }
+BANK = dataclasses.replace(CONFIG, contrast_mode="memory_bank", bank_negatives=4)
+CONFIGS = {  # of the cases that turn something on
+    "bank": BANK,
+    "hint": dataclasses.replace(BANK, hint_weight=0.7),
+    "shuffled": dataclasses.replace(CONFIG, kd_target="shuffled"),
+    "smoothed": dataclasses.replace(CONFIG, kd_target="smoothed"),
+    "supervised": dataclasses.replace(CONFIG, ce_weight=0.3),
+}
+NUM_TRAIN, FEATURES, ACTIONS = 9, 6, 3
 ANSWERED = {  # the tuples with an answer; cases that are not named have all of them
     "some": (True, False, True, True, False),
     "one worker": (False, False, True, False, True),
     "nobody": (False, False, False, False),
+    "hint": (True, False, True, True, True),
+    "shuffled": (True, True, True, False, True),
 }
-TERMS = ("loss", "pretext", "contrast", "distill", "pretext_acc", "agreement", "kd_skipped")
+TERMS = ("loss", "pretext", "contrast", "distill", "pretext_acc", "agreement", "kd_skipped", "kl", "cka", "hint", "ce")
 
 
 def network() -> VideoNetwork:
     """float64, and batch-norm with fixed statistics: no tuple depends on its neighbours, and rounding hides nothing."""
     torch.manual_seed(0)
-    made = VideoNetwork("r3d", 0.125).double().train()
+    made = VideoNetwork("r3d", 0.125, action_classes=ACTIONS).double().train()
     for module in made.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eval()
@@ -52,32 +73,57 @@ def global_batch(case: str) -> StudentBatch:
     total = sum(CASES[case])
     generator = torch.Generator().manual_seed(total)
     first, middle, last = torch.randn(3, total, 3, 8, 32, 32, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, 5, (total,), generator=generator)
+    # Few labels where answers are shuffled within them.
+    labels = torch.randint(0, 2 if case == "shuffled" else 5, (total,), generator=generator)
     teacher = torch.randn(total, 5, generator=generator, dtype=torch.float64)
     mask = None
     if case in ANSWERED:
         mask = torch.tensor(ANSWERED[case])
         teacher[~mask] = float("nan")  # what was not answered means nothing
-    return StudentBatch((first, middle, last), labels, None if case == "scratch" else teacher, mask)
+    features = torch.randn(total, FEATURES, generator=generator, dtype=torch.float64) if case == "hint" else None
+    if features is not None:
+        features[~mask] = float("nan")
+    return StudentBatch(
+        (first, middle, last),
+        labels,
+        None if case == "scratch" else teacher,
+        mask,
+        teacher_features=features,
+        step=3,
+        positions=torch.randperm(NUM_TRAIN, generator=generator)[:total],
+        action_labels=torch.randint(0, ACTIONS, (total,), generator=generator),
+    )
 
 
 def share(batch: StudentBatch, start: int, stop: int) -> StudentBatch:
     """Tuples start .. stop-1. A worker whose tuples were all answered has no mask, as the loader makes its batches."""
     first, middle, last = (clip[start:stop] for clip in batch.clips)
-    teacher = None if batch.teacher_logits is None else batch.teacher_logits[start:stop]
-    mask = None if batch.teacher_mask is None else batch.teacher_mask[start:stop]
-    if mask is not None and mask.all():
-        mask = None
-    return StudentBatch((first, middle, last), batch.pretext_labels[start:stop], teacher, mask)
+    fields = ("pretext_labels", "teacher_logits", "teacher_mask", "teacher_features", "positions", "action_labels")
+    parts = {name: None if (rows := getattr(batch, name)) is None else rows[start:stop] for name in fields}
+    if parts["teacher_mask"] is not None and parts["teacher_mask"].all():
+        parts["teacher_mask"] = None
+    return dataclasses.replace(batch, clips=(first, middle, last), **parts)
 
 
-def step(batch: StudentBatch, collective: Collective) -> dict[str, Tensor]:
-    """One training step: the gradients, the weights after it and the figures."""
+def step(case: str, batch: StudentBatch, collective: Collective) -> dict[str, Tensor]:
+    """One training step: the gradients, the weights and the objective's state after it, and the figures."""
+    config = CONFIGS.get(case, CONFIG)
     student = network()
-    optimizer = torch.optim.SGD(student.parameters(), lr=CONFIG.lr, momentum=0.9)
-    numbers = train_step(student, optimizer, batch, CONFIG, collective)
-    out = {f"grad.{n}": p.grad.contiguous() for n, p in student.named_parameters() if p.grad is not None}
-    out |= {f"weight.{n}": p.detach().contiguous() for n, p in student.named_parameters()}
+    objective = Objective(
+        config,
+        student_features=student.feature_size,
+        teacher=TeacherFacts(feature_size=FEATURES),
+        num_train=NUM_TRAIN,
+    ).double()
+    parameters = [*student.parameters(), *objective.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=config.lr, momentum=0.9)
+    state = TrainingState(student, objective, optimizer, None, None, [])
+    numbers = train_step(state, batch, config, collective, config.kd_weight)
+    trained = [*student.named_parameters(), *objective.named_parameters(prefix="objective")]
+    out = {f"grad.{n}": p.grad.contiguous() for n, p in trained if p.grad is not None}
+    out |= {f"weight.{n}": p.detach().contiguous() for n, p in trained}
+    out |= {f"bank.{n}": buffer.contiguous() for n, buffer in objective.named_buffers()}
+    out["labels"] = torch.tensor([numbers.label_counts, numbers.label_hits])
     figures = [getattr(numbers, name) for name in TERMS]
     out["numbers"] = torch.tensor([float("nan") if value is None else value for value in figures], dtype=torch.float64)
     return out
@@ -126,7 +172,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     for case, sizes in CASES.items():
         start = sum(sizes[:rank])
         batch = share(global_batch(case), start, start + sizes[rank])
-        tensors |= {f"{case}/{name}": tensor for name, tensor in step(batch, collective).items()}
+        tensors |= {f"{case}/{name}": tensor for name, tensor in step(case, batch, collective).items()}
     dist.destroy_process_group()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f"rank{rank}.safetensors")
 

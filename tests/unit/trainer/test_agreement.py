@@ -5,10 +5,10 @@ import torch
 
 from teacher_server.protocol import Binding, TeacherId
 from trainer.agreement import OneVersion, check_same_start
+from trainer.batch import StudentBatch
 from trainer.collective import Collective
 from trainer.errors import CheckpointError
 from trainer.loader import Asking, LoadedStep
-from trainer.step import StudentBatch
 
 OLD, NEW = "1a" * 32, "2b" * 32
 

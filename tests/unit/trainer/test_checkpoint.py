@@ -15,17 +15,22 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 import trainer.checkpoint as module
 from teacher_server.zoo.network import VideoNetwork
 from trainer.checkpoint import (
-    KEEP,
     CheckpointError,
-    Totals,
     TrainingState,
     load_network_tensors,
     load_newest,
     newest_checkpoint,
     newest_step,
+    point_to_best,
     save_checkpoint,
+    whole_checkpoints,
 )
+from trainer.config import RunConfig
+from trainer.fingerprint import this_machine
+from trainer.objective import Objective
+from trainer.teacher_facts import TeacherFacts
 from trainer.timeline import TimelineEntry
+from trainer.totals import Selection, Totals
 
 FIXED = {"workers": 1, "threads": 1, "device": "cpu", "store_fingerprint": "f" * 32, "settings": "0123456789ab"}
 
@@ -33,8 +38,12 @@ FIXED = {"workers": 1, "threads": 1, "device": "cpu", "store_fingerprint": "f" *
 def new_state(seed=0):
     torch.manual_seed(seed)
     network = VideoNetwork("r3d", 0.125).train()
-    optimizer = SGD(network.parameters(), lr=0.1, momentum=0.9)
-    return TrainingState(network, optimizer, ReduceLROnPlateau(optimizer, patience=0, factor=0.5), Totals(), [])
+    config = RunConfig(hint_weight=1.0, contrast_mode="memory_bank", bank_negatives=4)
+    teacher = TeacherFacts(feature_size=8)
+    objective = Objective(config, student_features=network.feature_size, teacher=teacher, num_train=6)
+    optimizer = SGD([*network.parameters(), *objective.parameters()], lr=0.1, momentum=0.9)
+    schedule = ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+    return TrainingState(network, objective, optimizer, schedule, Totals(), [])
 
 
 def step(state, seed):
@@ -42,8 +51,11 @@ def step(state, seed):
     generator = torch.Generator().manual_seed(seed)
     clips = torch.randn(3, 2, 3, 8, 32, 32, generator=generator)
     state.optimizer.zero_grad()
-    state.network.forward_tuple(tuple(clips)).pretext_logits.square().mean().backward()
+    output = state.network.forward_tuple(tuple(clips))
+    hint = state.objective.hint(state.objective.student_features(output))
+    (output.pretext_logits.square().mean() + hint.square().mean()).backward()
     state.optimizer.step()
+    state.objective.bank.update(torch.tensor([seed, 5]), output.z1.detach(), output.z2.detach())
     state.totals.seconds += 0.1
     state.totals.clips += 6
 
@@ -54,13 +66,16 @@ def bits(tensor):
 
 def everything(state):
     """All that a checkpoint must bring back, as comparable values."""
-    momentum = [state.optimizer.state.get(p, {}).get("momentum_buffer") for p in state.network.parameters()]
+    parameters = [*state.network.parameters(), *state.objective.parameters()]
+    momentum = [state.optimizer.state.get(p, {}).get("momentum_buffer") for p in parameters]
     return {
         "network": {name: bits(tensor) for name, tensor in state.network.state_dict().items()},
+        "objective": {name: bits(tensor) for name, tensor in state.objective.state_dict().items()},
         "momentum": [None if buffer is None else bits(buffer) for buffer in momentum],
         "schedule": state.schedule.state_dict(),
         "lr": state.optimizer.param_groups[0]["lr"],
         "totals": dataclasses.asdict(state.totals),
+        "selection": dataclasses.asdict(state.selection),
         "timeline": list(state.timeline),
     }
 
@@ -76,6 +91,8 @@ def trained():
     assert state.optimizer.param_groups[0]["lr"] == 0.05
     state.timeline.extend([TimelineEntry(0, "alpha@1", "a" * 64), TimelineEntry(8, "alpha@2", "b" * 64)])
     state.totals.epoch_loss = 1.0 / 3.0
+    state.totals.add_labels([2, 1], [1, 1])
+    state.selection.lowest_loss, state.selection.epochs_without = 1.0 / 3.0, 1
     return state
 
 
@@ -129,7 +146,6 @@ def test_a_new_run_starts_at_step_0_and_is_left_as_it_is(tmp_path):
 def test_only_the_newest_are_kept(trained, tmp_path):
     save_three(tmp_path, trained)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000004", "step-000000006"]
-    assert KEEP == 2
     assert (newest_step(tmp_path), newest_checkpoint(tmp_path)) == (6, tmp_path / "step-000000006")
 
 
@@ -240,6 +256,26 @@ def test_killed_at_any_write_the_old_checkpoint_is_found_and_the_next_save_succe
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000004", "step-000000006"]
 
 
+def test_momentum_comes_back_laid_out_in_memory_as_it_was(tmp_path):
+    state, again = new_state(), new_state(seed=1)
+    for one in (state, again):
+        one.network.to(memory_format=torch.channels_last_3d)
+    step(state, 0)
+    save_checkpoint(tmp_path, 1, state, FIXED)
+    load_newest(tmp_path, again, FIXED)
+    strides = [
+        [one.optimizer.state[weight]["momentum_buffer"].stride() for weight in one.network.backbone.parameters()]
+        for one in (state, again)
+    ]
+    assert strides[0] == strides[1]
+    assert strides[0] != [weight.detach().contiguous().stride() for weight in state.network.backbone.parameters()]
+
+
+def test_a_checkpoint_before_the_first_step_is_the_best_of_nothing(tmp_path):
+    save_checkpoint(tmp_path, 0, new_state(), FIXED)
+    assert names(tmp_path) == ["00"]
+
+
 def test_a_step_that_is_saved_already_is_not_written_again(trained, tmp_path):
     path = save_checkpoint(tmp_path, 2, trained, FIXED)
     before = (path / "state.json").stat().st_mtime_ns
@@ -263,3 +299,69 @@ def test_the_network_alone_can_be_read(trained, tmp_path):
     expected = trained.network.state_dict()
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def save_with_best(folder, state, *, keep, best_at):
+    """Checkpoints at steps 2, 4, ..; best_at[i] is what validation has chosen by then."""
+    state = copy.deepcopy(state)
+    for i, best in enumerate(best_at):
+        state.selection.best_step = best
+        save_checkpoint(folder, 2 * (i + 1), state, FIXED, keep=keep)
+
+
+def names(folder):
+    return sorted(path.name.removeprefix("step-0000000") for path in folder.iterdir())
+
+
+def test_the_best_checkpoint_is_kept_and_named(trained, tmp_path):
+    save_with_best(tmp_path, trained, keep=2, best_at=[2, 2, 2, 2])
+    assert names(tmp_path) == ["02", "06", "08", "best"]
+    assert (tmp_path / "best").resolve() == tmp_path / "step-000000002"
+    assert load_network_tensors(tmp_path / "best").keys() == trained.network.state_dict().keys()
+    assert (newest_step(tmp_path), newest_checkpoint(tmp_path).name) == (8, "step-000000008")
+
+
+def test_what_was_best_to_an_older_kept_checkpoint_is_kept_for_going_back_to_it(trained, tmp_path):
+    save_with_best(tmp_path, trained, keep=2, best_at=[2, 2, 6])
+    assert names(tmp_path) == ["02", "04", "06", "best"]
+    assert (tmp_path / "best").resolve().name == "step-000000006"
+    flip(tmp_path / "step-000000006" / "state.safetensors")
+    state = new_state(seed=1)
+    with pytest.warns(UserWarning, match="going back to the one before"):
+        assert load_newest(tmp_path, state, FIXED) == 4
+    save_checkpoint(tmp_path, 5, state, FIXED)
+    assert names(tmp_path) == ["02", "04", "05", "best"]
+    assert (tmp_path / "best").resolve().name == "step-000000002"
+
+
+def test_best_moves_in_one_piece_and_a_kill_before_that_is_made_up_for(trained, tmp_path, monkeypatch):
+    save_with_best(tmp_path, trained, keep=2, best_at=[2])
+    state = copy.deepcopy(trained)
+    state.selection.best_step = 4
+
+    def killed(_source, target):
+        if target == tmp_path / "best":
+            raise Killed
+        os.rename(_source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "replace", killed)
+        with pytest.raises(Killed):
+            save_checkpoint(tmp_path, 4, state, FIXED)
+    assert (tmp_path / "best").resolve().name == "step-000000002"
+    point_to_best(tmp_path, state.selection)
+    assert (tmp_path / "best").resolve().name == "step-000000004"
+    point_to_best(tmp_path, Selection())
+    assert not (tmp_path / "best").is_symlink()
+
+
+def test_the_facts_of_the_whole_checkpoints_are_listed_and_damaged_ones_left_out(trained, tmp_path):
+    save_three(tmp_path, trained)
+    both = whole_checkpoints(tmp_path)
+    assert [(facts.step, facts.path.name, facts.machine) for facts in both] == [
+        (4, "step-000000004", this_machine()),
+        (6, "step-000000006", this_machine()),
+    ]
+    assert (both[0].fixed, list(both[0].timeline)) == (FIXED, trained.timeline)
+    flip(tmp_path / "step-000000006" / "state.safetensors")
+    assert [facts.step for facts in whole_checkpoints(tmp_path)] == [4]

@@ -16,6 +16,7 @@ SCRIPT = Path(__file__).with_name("rank.py")
 ROOT = Path(__file__).parents[3]
 WORLD = 2
 CASES = ["equal", "unequal", "scratch", "some", "one worker", "nobody"]
+CASES += ["bank", "hint", "shuffled", "smoothed", "supervised"]
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +59,14 @@ def part(result, prefix):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_summed_gradients_are_those_of_one_process_over_the_global_batch(rank, results, case):
-    expected = rank.step(rank.global_batch(case), Collective())
+    expected = rank.step(case, rank.global_batch(case), Collective())
     gradients = [name for name in expected if name.startswith("grad.")]
     assert any(name.startswith("grad.projector") for name in gradients)
+    assert any(name.startswith("grad.objective.hint") for name in gradients) == (case == "hint")
     for result in results:
         got = part(result, case)
+        assert set(gradients) == {name for name in got if name.startswith("grad.") and got[name].any()}
         for name in gradients:
-            assert expected[name].norm() > 0
             torch.testing.assert_close(
                 got[name], expected[name], rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n} {m}"
             )
@@ -73,18 +75,23 @@ def test_the_summed_gradients_are_those_of_one_process_over_the_global_batch(ran
 @pytest.mark.parametrize("case", CASES)
 def test_the_workers_end_a_step_with_the_same_bytes(results, case):
     first, second = (part(result, case) for result in results)
-    weights = [name for name in first if name.startswith("weight.")]
-    assert weights
+    weights = [name for name in first if name.startswith(("weight.", "bank."))]
+    assert len(weights) > 2
     for name in weights:
         assert torch.equal(first[name], second[name])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_figures_of_a_step_are_those_of_the_global_batch(rank, results, case):
-    expected = rank.step(rank.global_batch(case), Collective())["numbers"]
-    assert bool(expected.isnan().any()) == (case in ("scratch", "nobody"))
+    alone = rank.step(case, rank.global_batch(case), Collective())
+    off = {name for name, value in zip(rank.TERMS, alone["numbers"].tolist(), strict=True) if value != value}
+    expected_off = {"distill", "agreement", "kl"} if case in ("scratch", "nobody") else set()
+    expected_off |= set() if case == "hint" else {"hint", "cka"}
+    assert off == expected_off | (set() if case == "supervised" else {"ce"})
     for result in results:
-        torch.testing.assert_close(part(result, case)["numbers"], expected, rtol=1e-6, atol=1e-7, equal_nan=True)
+        got = part(result, case)
+        torch.testing.assert_close(got["numbers"], alone["numbers"], rtol=1e-6, atol=1e-7, equal_nan=True)
+        assert torch.equal(got["labels"], alone["labels"])
 
 
 def test_rows_are_gathered_in_rank_order_and_only_the_own_carry_gradient(results):

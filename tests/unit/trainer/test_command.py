@@ -42,7 +42,7 @@ BAD_INPUT = {
     "unknown teacher": (["--teacher", "nobody"], "error: no teacher 'nobody': known are *alpha, *gamma*"),
     "unknown version": (["--teacher", "alpha@7"], "error: no teacher 'alpha@7': known are alpha@1, alpha@2"),
     "no teacher's name": (["--teacher", "../x"], "error: '../x' is no teacher name: expected letters a-z, *"),
-    "unknown student": (["--student", "resnet"], "error: student must be one of c3d, r3d, r2plus1d, got 'resnet'"),
+    "unknown student": (["--student", "resnet"], "error: student must be one of c3d, r3d, *, or your own *"),
     "missing store": (["--store", "nowhere"], "error: clip store */stores/nowhere: *"),
     "damaged store": (["--store", "{damaged}"], "error: clip store {damaged}: *; restore it from a copy, or ingest *"),
     "damaged manifest": (["--store", "{mangled}"], "error: clip store {mangled}: *"),
@@ -63,10 +63,17 @@ BAD_INPUT = {
         "error: teacher long *: it takes clips of at least 16 frames, *",
     ),
     "teacher of other classes": (["--teacher", "other"], "error: teacher other *: its classes are a, b, c, d, e, *"),
-    "teacher of actions": (
-        ["--teacher", "beta"],
-        "error: teacher beta has an action head, students learn from pretext*",
+    "shuffled answers of actions": (
+        ["--teacher", "beta", "--kd-target", "shuffled"],
+        "error: --kd-target shuffled goes by the pretext label, teacher beta has an action head",
     ),
+    "actions of other classes": (
+        ["--teacher", "beta", "--ce-weight", "1"],
+        "error: --ce-weight and teacher beta share one action head, but the teacher's 3 classes are not the store's 2*",
+    ),
+    "hints of nobody": (["--hint-weight", "1"], "error: --hint-weight needs a teacher whose features to follow: *"),
+    "missing loss": (["--extra-loss", "nowhere:loss"], "error: plug-in 'nowhere:loss' (losses): *No module named*"),
+    "loss that is none": (["--extra-loss", "math:pi"], "error: plug-in 'math:pi' (losses): is float, expected a *"),
     "nothing to validate on": (["--val-fraction", "0.99"], "error: 16 training videos in 4 groups cannot be split *"),
     "no GPU": (["--device", "cuda"], "error: --device cuda, but torch finds no usable GPU on this machine: *"),
     "missing timeline": (

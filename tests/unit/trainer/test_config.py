@@ -14,7 +14,17 @@ BAD = {
     "student": ["resnet", ""],
     "modality": ["flow"],
     "shuffle": ["none"],
-    "schedule": ["step"],
+    "schedule": ["linear"],
+    "student_precision": ["float16"],
+    "step_epochs": [0],
+    "step_factor": [0.0, 1.0],
+    "grad_clip": [-1.0, math.nan],
+    "early_stop": [-1],
+    "keep_checkpoints": [0],
+    "eval_every": [-1],
+    "fraction": [0.0, -1.0, 100.5, math.nan],
+    "subset_seed": [-1, 2**63],
+    "pretext_operation": ["no such name"],
     "device": ["tpu"],
     "teacher_transport": ["grpc"],
     "teacher_input": ["tensor"],
@@ -28,6 +38,18 @@ BAD = {
     "epochs": [0],
     "lr": [0.0, math.nan],
     "contrast_temperature": [0.0],
+    "contrast_mode": ["queue"],
+    "bank_negatives": [0],
+    "bank_momentum": [-0.1, 1.0],
+    "kd_schedule": ["cosine"],
+    "kd_target": ["student"],
+    "teacher_head": ["features"],
+    "teacher_classes": [-1],
+    "teacher_feature_size": [-1],
+    "hint_weight": [-1.0, math.nan],
+    "ce_weight": [-1.0],
+    "extra_loss": ["no such name"],
+    "extra_loss_weight": [-1.0],
     "temperature": [-4.0, math.inf],
     "threads": [0],
     "teacher_replicas": [0],
@@ -82,6 +104,7 @@ def test_a_batch_has_a_tuple_for_every_worker():
         ({"teacher_transport": "http"}, "--teacher-transport http and --gateway URL belong together"),
         ({"gateway": "http://127.0.0.1:8000"}, "--teacher-transport http and --gateway URL belong together"),
         ({"teacher_replicas": 3, "teacher_max_replicas": 2}, "teacher_max_replicas must be at least .*, got 2 < 3"),
+        ({"student_precision": "bfloat16", "device": "cpu"}, "--student-precision bfloat16 needs a GPU: on the CPU"),
         ({"on_teacher_loss": "replay"}, "--on-teacher-loss replay goes on with a ledger: add --ledger auto or record"),
     ],
 )
@@ -146,7 +169,7 @@ def test_every_field_is_a_flag():
         ('lr = "0.1"\n', "lr must be float, got '0.1'"),
         ("lr = nan\n", "lr must be a finite number > 0, got nan"),
         ("epochs = \n", "is not TOML"),
-        ('student = "resnet"\n', "student must be one of c3d, r3d, r2plus1d, got 'resnet'"),
+        ('student = "resnet"\n', "student must be one of c3d, r3d, r2plus1d, r3d_18, .* or your own as"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_its_name_and_the_field(tmp_path, text, message):
@@ -171,7 +194,15 @@ def test_json_round_trip():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"run_id": "x"}, {"resume": "never"}, {"log_views": True}, {"teacher_timeout_s": 1.0}]
+    "fields",
+    [
+        {"run_id": "x"},
+        {"resume": "never"},
+        {"log_views": True},
+        {"teacher_timeout_s": 1.0},
+        {"keep_checkpoints": 9},
+        {"eval_every": 1},
+    ],
 )
 def test_the_identity_ignores_what_changes_nothing_in_the_training(fields):
     assert RunConfig(**fields).identity() == RunConfig().identity()
@@ -188,3 +219,18 @@ def test_the_teacher_is_an_alias_a_version_or_none():
     assert RunConfig(teacher="none").teacher_ref is None
     assert str(RunConfig(teacher="c3d").teacher_ref) == "c3d"
     assert RunConfig(teacher="c3d@2").teacher_ref.version == 2
+
+
+def test_the_recipe_of_pcl_is_pcl():
+    config = load_recipe(next(path for path in RECIPES if path.stem == "pcl"))
+    assert (config.contrast_mode, config.bank_negatives, config.bank_momentum) == ("memory_bank", 1024, 0.5)
+    assert (config.any_swap, config.shuffle, config.clip_len, config.modality) == (True, "remote", 16, "res")
+    assert (config.contrast_temperature, config.alpha, config.clip_spec.tuple_span) == (0.07, 0.5, 64)
+
+
+def test_the_recipe_of_the_paper_is_the_papers_setting():
+    config = load_recipe(next(path for path in RECIPES if path.stem == "paper"))
+    assert (config.contrast_mode, config.any_swap, config.shuffle) == ("in_batch", False, "segment_copy")
+    assert (config.clip_len, config.interval, config.clip_spec.tuple_span) == (10, 8, 46)
+    assert (config.kd_weight, config.kd_schedule, config.temperature, config.alpha) == (1.0, "constant", 4.0, 0.5)
+    assert (config.epochs, config.batch_size, config.lr, config.weight_decay) == (200, 16, 0.01, 5e-4)

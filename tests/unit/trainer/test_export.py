@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 
+from data.draw import eval_tuples, uniform_clips
 from data.prepare import prepare
 from data.render import render_batch
-from data.views import eval_tuples
 from teacher_server.card import PRETEXT_CLASSES
 from teacher_server.engine.teacher import FrozenTeacher
+from teacher_server.errors import LibraryError
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
 from trainer.checkpoint import CheckpointError
@@ -46,6 +48,88 @@ def test_the_exported_teacher_answers_as_the_student_does(bench, config, store, 
     logits = torch.from_numpy(frozen.answer(pixels).logits)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)  # the teacher's batch-norm is folded
     torch.testing.assert_close(logits, by_position, rtol=1e-4, atol=1e-5)
+
+
+def actions_of(bench, config, library, **choice):
+    """A run's action head as a teacher, and the run's network."""
+    run, network = train(bench, config)
+    return FrozenTeacher.load(library.entry(export_teacher(run, "mine", library, head="action", **choice))), network
+
+
+def test_the_action_head_of_an_action_teacher_s_student_teaches_under_the_teacher_s_class_names(
+    bench, config, store, tmp_path
+):
+    config = dataclasses.replace(config, teacher="beta", student="r3d_18")
+    frozen, network = actions_of(bench, config, TeacherLibrary(tmp_path / "library"))
+    assert (frozen.card.arch, frozen.card.head) == ("r3d_18", "action")
+    assert frozen.card.classes == ("bow", "kick", "wave")
+    views = uniform_clips(store.videos, torch.arange(8).numpy(), spec=config.clip_spec, clips_per_video=1)
+    pixels = render_batch(store.gather(views), views)
+    network.eval()
+    with torch.no_grad():
+        expected = network.action_head(network.features(prepare(pixels, student_input(config))))
+    torch.testing.assert_close(torch.from_numpy(frozen.answer(pixels).logits), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_supervised_action_head_has_the_store_s_class_names(bench, config, store, tmp_path):
+    frozen, _ = actions_of(bench, dataclasses.replace(config, ce_weight=1.0), TeacherLibrary(tmp_path / "library"))
+    assert frozen.card.classes == store.classes
+
+
+def test_class_names_that_are_not_to_be_had_any_more_become_numbers(bench, config, tmp_path):
+    run, _ = train(bench, dataclasses.replace(config, teacher="beta"))
+    shutil.rmtree(bench.home / "teachers" / "beta")
+    library = TeacherLibrary(tmp_path / "library")
+    teacher = export_teacher(run, "mine", library, head="action")
+    assert library.entry(teacher).card.classes == ("class_000", "class_001", "class_002")
+    named = export_teacher(run, "mine", library, head="action", classes=("a", "b", "c"))
+    assert library.entry(named).card.classes == ("a", "b", "c")
+    with pytest.raises(ConfigError, match="the action head has 3 classes, --classes names 2"):
+        export_teacher(run, "mine", library, head="action", classes=("a", "b"))
+
+
+def test_a_run_with_its_own_operation_teaches_under_that_operation_s_name(bench, config, tmp_path, monkeypatch):
+    (tmp_path / "export_operation.py").write_text("def mirror(clip):\n    return clip[:, :, ::-1]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run, _ = train(bench, dataclasses.replace(config, pretext_operation="export_operation:mirror"))
+    library = TeacherLibrary(tmp_path / "library")
+    card = library.entry(export_teacher(run, "mine", library)).card
+    assert card.classes == (*PRETEXT_CLASSES[:4], "export_operation:mirror")
+    with pytest.raises(ConfigError, match="--classes names an action head's classes"):
+        export_teacher(run, "mine", library, classes=tuple("abcde"))
+
+
+def test_a_head_that_a_student_does_not_have_is_refused(bench, config, tmp_path):
+    run, _ = train(bench, config)
+    with pytest.raises(ConfigError, match="run run has no action head, it has pretext"):
+        export_teacher(run, "mine", TeacherLibrary(tmp_path / "library"), head="action")
+
+
+PLUGIN = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.feature_size = round(64 * width)
+        self.conv = nn.Conv3d(3, self.feature_size, 3, stride=2)
+    def forward(self, clip):
+        return self.conv(clip).relu().mean(dim=(2, 3, 4))
+"""
+
+
+def test_a_network_of_the_user_s_own_trains_and_teaches(bench, config, tmp_path, monkeypatch):
+    (tmp_path / "preceptor_student_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("PRECEPTOR_PLUGINS", raising=False)
+    name = "preceptor_student_plugin:Net"
+    run, _ = train(bench, dataclasses.replace(config, student=name))  # typed, so nobody else has to allow it
+    library = TeacherLibrary(tmp_path / "library")
+    entry = library.entry(export_teacher(run, "mine", library))
+    assert (entry.card.arch, entry.card.feature_size) == (name, 8)
+    with pytest.raises(LibraryError, match="PRECEPTOR_PLUGINS"):
+        FrozenTeacher.load(entry)
+    monkeypatch.setenv("PRECEPTOR_PLUGINS", name)
+    FrozenTeacher.load(entry)
 
 
 def test_the_card_says_what_the_run_was(bench, config, store, tmp_path):

@@ -203,3 +203,20 @@ def test_leaving_ends_a_question_that_waits_for_the_roster(sampler, store, confi
 def test_a_run_with_nothing_left_to_do_yields_nothing(sampler, store, config):
     with make(sampler, store, config, first=6, stop=6) as loader:
         assert list(loader) == []
+
+
+def test_a_batch_says_its_step_and_where_its_videos_stand_in_the_training_list(sampler, store, config):
+    rows = split_rows(store, config)[0]
+    with make(sampler, store, config) as loader:
+        for loaded in loader:
+            videos = loaded.views.records["video"].reshape(-1, 3)
+            assert loaded.batch.step == loaded.step
+            assert rows[loaded.batch.positions.numpy()].tolist() == videos[:, 0].tolist()
+            assert loaded.batch.action_labels is None
+
+
+def test_the_classes_of_the_videos_come_only_where_they_are_asked_for(sampler, store, config):
+    with make(sampler, store, config, labels=store.labels) as loader:
+        loaded = next(iter(loader))
+    keys = [store.videos.keys[row] for row in loaded.views.records["video"][::3]]
+    assert loaded.batch.action_labels.tolist() == [store.classes.index(key.split("/")[0]) for key in keys]

@@ -3,23 +3,24 @@
 import dataclasses
 import itertools
 import json
-import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from data.views import REMOTE, SEGMENT_COPY
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
 from teacher_server.roster.roster import Roster
 from trainer.checkpoint import CheckpointError
 from trainer.collective import Collective
 from trainer.evaluate.pretext import pretext_accuracy
+from trainer.fingerprint import weights_digest
 from trainer.loop import Outcome, Trainer
 from trainer.plan import student_input
 from trainer.report_data import read_metrics
 from trainer.sampler import Sampler, split_rows
-from trainer.start import cosine_lr
 
 TIMES = ("elapsed_s", "seconds", "data_s", "teacher_wait_s", "compute_s")
 RATES = ("run", "seconds", "clips_per_second", "teacher_wait_s", "teacher_wait_share")
@@ -178,25 +179,151 @@ def test_the_seconds_of_a_step_are_made_up_of_its_phases(bench, kd):
     assert result["teacher_wait_share"] == pytest.approx(waited / total, abs=1e-4)
 
 
-def test_the_cosine_schedule_at_its_written_out_points(config):
-    config = dataclasses.replace(config, lr=0.1, min_lr=0.02)
-    expected = {0: 0.1, 2: 0.02 + 0.08 * (1 + math.sqrt(0.5)) / 2, 4: 0.06, 8: 0.02}
-    for step, lr in expected.items():
-        assert cosine_lr(config, step, 8) == pytest.approx(lr, abs=1e-15)
+@pytest.fixture
+def validation(monkeypatch):
+    """Stands in for the evaluations of the epochs: validation(losses, accuracies) sets what they give in turn."""
+
+    def plant(losses, accuracies=None):
+        turns = zip(losses, accuracies or [0.2] * len(losses), strict=True)
+
+        def evaluated(*_args, **_options):
+            loss, acc = next(turns)
+            return SimpleNamespace(loss=loss, accuracy=acc, balanced_accuracy=acc, label_histogram=(1, 1, 1, 1, 1))
+
+        monkeypatch.setattr("trainer.epochs.pretext_accuracy", evaluated)
+
+    return plant
 
 
-def test_validation_loss_that_does_not_fall_lowers_the_learning_rate(bench, config, monkeypatch):
-    losses = iter([1.0, 2.0, 3.0])
-    figures = SimpleNamespace(accuracy=0.2, balanced_accuracy=0.2)
-
-    def validation(*_args, **_options):
-        figures.loss = next(losses)
-        return figures
-
-    monkeypatch.setattr("trainer.loop.pretext_accuracy", validation)
+def test_validation_loss_that_does_not_fall_lowers_the_learning_rate(bench, config, validation):
+    validation([1.0, 2.0, 3.0])
     run = bench.folder("run")
     config = dataclasses.replace(
         config, epochs=3, batch_size=16, lr=0.1, schedule="plateau", plateau_patience=0, plateau_factor=0.5, min_lr=0.04
     )
     bench.attempt(config, run)
     assert [line["lr"] for line in read_metrics(run.metrics).epochs] == [0.1, 0.05, 0.04]
+
+
+def test_the_step_schedule_falls_between_epochs(bench, config):
+    run = bench.folder("run")
+    config = dataclasses.replace(
+        config, epochs=3, batch_size=6, lr=0.4, schedule="step", step_epochs=2, step_factor=0.5
+    )
+    bench.attempt(config, run)
+    assert [line["lr"] for line in read_metrics(run.metrics).steps] == [0.4, 0.4, 0.4, 0.4, 0.2, 0.2]
+
+
+def best_of(run):
+    """The step that checkpoints/best names, and those that are kept."""
+    return (run.checkpoints / "best").resolve().name, sorted(path.name for path in run.checkpoints.glob("step-*"))
+
+
+def test_the_best_epoch_on_validation_is_kept_beside_the_last_ones(bench, config, validation):
+    validation([2.0, 3.0, 1.0, 1.0, 1.0], [0.2, 0.5, 0.5, 0.4, 0.3])
+    run = bench.folder("run")
+    bench.attempt(dataclasses.replace(config, epochs=5, batch_size=16, keep_checkpoints=1), run)
+    assert best_of(run) == ("step-000000003", ["step-000000003", "step-000000005"])
+    result = run.read_result()
+    assert (result["best_step"], result["best_val_balanced_acc"], result["best_val_loss"]) == (3, 0.5, 1.0)
+
+
+def test_a_run_ends_after_so_many_epochs_without_a_lower_loss_and_a_resume_counts_on(bench, config, validation):
+    """The lowest loss is that of epoch 2; a stop comes between the two epochs of patience."""
+    config = dataclasses.replace(config, epochs=9, batch_size=16, early_stop=2, evaluate=True, eval_clips=1)
+    run = bench.folder("run")
+    validation([3.0, 1.0, 2.0, 1.0])
+    assert bench.attempt(config, run, steps=3)[0] == Outcome("stopped", 3, "stopped on request")
+    calls = itertools.count(1)  # a stop in the final evaluation: the next attempt must not train on
+    trainer = Trainer(
+        bench.plan(config), run, collective=Collective(), teacher=None, should_stop=lambda: next(calls) > 1
+    )
+    assert trainer.run() == Outcome("stopped", 4, "stopped in the final evaluation")
+    assert bench.attempt(config, run)[0] == Outcome("finished", 4)
+    result = run.read_result()
+    assert (result["steps"], result["epochs"], result["stopped_early"]) == (4, 4, True)
+
+
+def test_best_and_early_stop_come_back_with_a_resume(bench, config):
+    """Everything is real here: a run in pieces chooses and ends as one in one piece."""
+    config = dataclasses.replace(config, epochs=4, early_stop=1, lr=0.2, batch_size=6)
+    undisturbed, stopped = bench.folder("undisturbed"), bench.folder("stopped")
+    outcome = bench.attempt(config, undisturbed)[0]
+    while bench.attempt(config, stopped, steps=1)[0].status != "finished":
+        pass
+    assert stopped.read_result()["steps"] == outcome.step
+    expected, got = end_of(undisturbed, outcome.step), end_of(stopped, outcome.step)
+    assert (got.tensors, got.state, got.result) == (expected.tensors, expected.state, expected.result)
+    assert best_of(stopped)[0] == best_of(undisturbed)[0]
+
+
+def test_the_test_list_is_evaluated_every_so_many_epochs_and_changes_no_weight(bench, config, store):
+    config = dataclasses.replace(config, epochs=3, batch_size=6)
+    plain, curves = bench.folder("plain"), bench.folder("curves")
+    bench.attempt(config, plain)
+    _, trainer = bench.attempt(dataclasses.replace(config, eval_every=2), curves)
+    assert end_of(curves, 6).tensors == end_of(plain, 6).tensors
+    epochs = read_metrics(curves.metrics).epochs
+    assert ["test_pretext_acc" in line for line in epochs] == [False, True, False]
+    bench.attempt(dataclasses.replace(config, eval_every=3), third := bench.folder("third"))
+    test = pretext_accuracy(
+        trainer.state.network,
+        store,
+        split_rows(store, config)[2],
+        config.clip_spec,
+        student_input(config),
+        view_seed=0,
+        tuples_per_video=1,
+    )
+    last = read_metrics(third.metrics).epochs[-1]
+    assert (last["test_loss"], last["test_pretext_acc"]) == (round(test.loss, 6), round(test.accuracy, 6))
+    assert last["test_label_histogram"] == [8, 8, 8, 8, 8]
+
+
+def test_an_epoch_counts_its_labels_and_balances_its_accuracy(bench, config, store):
+    run = bench.folder("run")
+    bench.attempt(dataclasses.replace(config, epochs=1), run, steps=2)
+    bench.attempt(dataclasses.replace(config, epochs=1), run)  # the counts of the first attempt are not lost
+    sampler = Sampler(store.videos, split_rows(store, config)[0], config)
+    labels = np.concatenate([sampler.views(step).pretext_labels for step in range(3)])
+    metrics = read_metrics(run.metrics)
+    (epoch,) = metrics.epochs
+    assert epoch["train_label_histogram"] == np.bincount(labels, minlength=5).tolist()
+    hits = np.sum([line["label_hits"] for line in metrics.steps], axis=0)
+    counts = np.bincount(labels, minlength=5)
+    expected = np.mean([hit / count for hit, count in zip(hits, counts, strict=True) if count])
+    assert epoch["train_balanced_acc"] == pytest.approx(expected, abs=1e-6)
+    assert epoch["train_pretext_acc"] == pytest.approx(hits.sum() / 12, abs=1e-6)
+
+
+def test_a_step_records_all_bits_of_its_loss_and_a_digest_of_the_weights(bench, config):
+    run = bench.folder("run")
+    _, trainer = bench.attempt(dataclasses.replace(config, max_steps=2), run)
+    first, last = read_metrics(run.metrics).steps
+    assert float.fromhex(last["loss_bits"]) == pytest.approx(last["loss"], abs=1e-6)
+    assert first["weights"] != last["weights"] == weights_digest(trainer.state.network, trainer.state.objective)
+    with torch.no_grad():
+        bias = trainer.state.network.pretext_head.linear.bias
+        bias[0] = torch.nextafter(bias[0], torch.tensor(2.0))
+    assert weights_digest(trainer.state.network, trainer.state.objective) != last["weights"]
+
+
+def test_validation_asks_about_the_shuffle_that_the_run_trains_on(bench, config, store):
+    config = dataclasses.replace(config, epochs=1, shuffle="remote")
+    run = bench.folder("run")
+    _, trainer = bench.attempt(config, run)
+    losses = [
+        pretext_accuracy(
+            trainer.state.network,
+            store,
+            split_rows(store, config)[1],
+            config.clip_spec,
+            student_input(config),
+            view_seed=0,
+            tuples_per_video=1,
+            shuffle=shuffle,
+        ).loss
+        for shuffle in (REMOTE, SEGMENT_COPY)
+    ]
+    (epoch,) = read_metrics(run.metrics).epochs
+    assert epoch["val_loss"] == round(losses[0], 6) != round(losses[1], 6)

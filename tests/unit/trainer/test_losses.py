@@ -6,18 +6,24 @@ import itertools
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.losses import (
+    LossTerms,
     TemperatureMismatch,
+    Term,
     check_temperature,
     contrast_in_batch,
     distill_loss,
+    hint_loss,
+    linear_cka,
     pretext_loss,
-    total_loss,
+    shuffled_rows,
+    smoothed_logits,
 )
 
 CONTRAST_GRID = list(itertools.product((2, 3, 5, 7), (3, 8, 16), (0.07, 0.5, 1.0)))
@@ -257,26 +263,160 @@ def test_a_reply_with_another_temperature_is_refused(requested: float, replied: 
 # --- total
 
 
-def test_total_weighs_the_terms_as_the_method_says() -> None:
-    terms = total_loss(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(5.0))
-    assert terms.as_floats() == {"pretext": 2.0, "contrast": 3.0, "distill": 5.0, "total": 2.0 + 0.5 * 3.0 + 5.0}
+def three_terms(alpha: float = 0.5, lambda_kd: float = 1.0) -> LossTerms:
+    return LossTerms(
+        (
+            Term("pretext", torch.tensor(2.0)),
+            Term("contrast", torch.tensor(3.0), alpha, "global"),
+            Term("distill", torch.tensor(5.0), lambda_kd, "answered"),
+        )
+    )
 
 
-def test_total_takes_other_weights() -> None:
-    terms = total_loss(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(5.0), alpha=2.0, lambda_kd=9.0)
-    assert terms.total.item() == 2.0 + 2.0 * 3.0 + 9.0 * 5.0
+def test_total_weighs_the_terms() -> None:
+    assert three_terms().as_floats() == {"pretext": 2.0, "contrast": 3.0, "distill": 5.0, "total": 2.0 + 1.5 + 5.0}
+    assert three_terms(alpha=2.0, lambda_kd=9.0).total.item() == 2.0 + 2.0 * 3.0 + 9.0 * 5.0
 
 
 def test_a_term_that_is_off_is_neither_summed_nor_logged() -> None:
-    assert total_loss(torch.tensor(2.0), torch.tensor(3.0)).as_floats() == {
-        "pretext": 2.0,
-        "contrast": 3.0,
-        "total": 3.5,
-    }
-    assert total_loss(torch.tensor(2.0)).as_floats() == {"pretext": 2.0, "total": 2.0}
+    terms = LossTerms(three_terms().terms[:1])
+    assert terms.as_floats() == {"pretext": 2.0, "total": 2.0}
+    assert terms.value("contrast") is None
 
 
 def test_gradient_of_the_total_is_the_weighted_sum_of_the_gradients() -> None:
     x = torch.tensor(1.5, requires_grad=True)
-    total_loss(x.square(), x.exp(), x.sin()).total.backward()
-    assert x.grad.item() == pytest.approx(2 * 1.5 + 0.5 * math.exp(1.5) + math.cos(1.5), rel=1e-6)
+    terms = LossTerms((Term("a", x.square()), Term("b", x.exp(), 0.5), Term("c", x.sin(), 2.0, "answered")))
+    terms.total.backward()
+    assert x.grad.item() == pytest.approx(2 * 1.5 + 0.5 * math.exp(1.5) + 2 * math.cos(1.5), rel=1e-6)
+
+
+@pytest.mark.parametrize("all_answered", [False, True])
+def test_the_parts_of_the_workers_add_up_to_the_global_loss(all_answered: bool) -> None:
+    """Two workers of 3 and 1 tuples; what is global already is counted once a worker, as its gradient is split."""
+    shares = torch.tensor([0.75, 0.25])
+    answered_shares = shares if all_answered else torch.tensor([0.4, 0.6])
+    values = ((2.0, 5.0), (6.0, 1.0))
+    total = 0.0
+    for share, answered_share, (pretext, distill) in zip(shares, answered_shares, values, strict=True):
+        terms = LossTerms(
+            (Term("pretext", torch.tensor(pretext)), Term("distill", torch.tensor(distill), 3.0, "answered"))
+        )
+        total += terms.of_worker(share, answered_share, all_answered=all_answered).item()
+        contrast = Term("contrast", torch.tensor(7.0), 0.5, "global")
+        more = LossTerms((*terms.terms, contrast)).of_worker(share, answered_share, all_answered=all_answered)
+        alone = terms.of_worker(share, answered_share, all_answered=all_answered)
+        assert more.item() == pytest.approx(alone.item() + 3.5, rel=1e-6)
+    first, second = answered_shares.tolist()
+    assert total == pytest.approx(0.75 * 2 + 0.25 * 6 + 3 * (first * 5 + second * 1), rel=1e-6)
+
+
+# --- controls
+
+
+@pytest.mark.parametrize(("classes", "scale"), list(itertools.product((2, 5, 12), (0.0, 0.3, 3.0, 10.0))))
+def test_smoothing_has_the_entropy_of_the_answer_and_the_form_of_label_smoothing(classes: int, scale: float) -> None:
+    softened = randn(6, classes, seed=1, scale=scale)
+    labels = [i % classes for i in range(6)]
+    for row, answer, label in zip(
+        smoothed_logits(softened, torch.tensor(labels)).tolist(), softened.tolist(), labels, strict=True
+    ):
+        p = softmax(row)
+        assert entropy(p) == pytest.approx(entropy(softmax(answer)), abs=1e-6)
+        others = [p[k] for k in range(classes) if k != label]
+        assert max(others) == pytest.approx(min(others), rel=1e-9)
+        assert p[label] >= max(others) - 1e-6  # so soft as even, never against the label
+
+
+def entropy(p: list[float]) -> float:
+    return -sum(value * math.log(value) for value in p if value > 0)
+
+
+def test_smoothing_at_a_written_out_point() -> None:
+    """Three classes and eps = .3: .7, .15, .15."""
+    softened = torch.tensor([[0.15, 0.7, 0.15]], dtype=torch.float64).log()
+    got = torch.softmax(smoothed_logits(softened, torch.tensor([2])), dim=1)
+    assert got[0].tolist() == pytest.approx([0.15, 0.15, 0.7], abs=1e-9)
+
+
+def test_smoothing_stays_finite_for_answers_without_doubt_and_for_junk() -> None:
+    rows = torch.tensor([[200.0, 0.0, 0.0], [math.nan, 0.0, 0.0]])
+    labels = torch.tensor([1, 1])
+    smoothed = smoothed_logits(rows, labels)
+    assert torch.isfinite(smoothed).all()
+    assert torch.softmax(smoothed, dim=1)[0, 1].item() == pytest.approx(1.0)
+    assert torch.isfinite(distill_loss(torch.zeros(2, 3), smoothed, 4.0))
+
+
+SHUFFLE_LABELS = np.array([0, 1, 0, 2, 1, 0, 0, 1, 3])
+SHUFFLE_ANSWERED = np.array([True, True, True, True, True, False, True, True, True])
+
+
+def test_answers_are_shuffled_within_their_label_only() -> None:
+    seen: set[tuple[int, ...]] = set()
+    for step in range(60):
+        rows = shuffled_rows(SHUFFLE_LABELS, SHUFFLE_ANSWERED, view_seed=1, step=step)
+        assert sorted(rows.tolist()) == list(range(9))
+        assert np.array_equal(SHUFFLE_LABELS[rows], SHUFFLE_LABELS)
+        assert rows[5] == 5  # nobody answered it: it neither gives nor takes
+        assert set(np.flatnonzero(rows == np.arange(9))) == {3, 5, 8}  # 3 and 8 are alone with their labels
+        assert np.array_equal(rows, shuffled_rows(SHUFFLE_LABELS, SHUFFLE_ANSWERED, view_seed=1, step=step))
+        seen.add(tuple(rows[[0, 2, 6]].tolist()))
+    assert seen == {(2, 6, 0), (6, 0, 2)}
+
+
+# --- hint
+
+
+@pytest.mark.parametrize(("batch", "size"), [(1, 2), (3, 5), (7, 16)])
+def test_hint_equals_naive_loops(batch: int, size: int) -> None:
+    student, teacher = randn(batch, size, seed=1, scale=3), randn(batch, size, seed=2)
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        s_length, t_length = (math.sqrt(sum(value * value for value in row)) for row in (s, t))
+        total += sum((a / s_length - b / t_length) ** 2 for a, b in zip(s, t, strict=True))
+    assert hint_loss(student, teacher).item() == pytest.approx(total / batch, rel=1e-10)
+
+
+def test_hints_of_unanswered_tuples_do_not_contribute_whatever_they_hold() -> None:
+    mask = torch.tensor([True, False, True])
+    student, teacher = randn(3, 4, seed=1).requires_grad_(), randn(3, 4, seed=2)
+    teacher[1] = math.nan
+    loss = hint_loss(student, teacher, mask)
+    loss.backward()
+    assert loss.item() == pytest.approx(hint_loss(student[mask], teacher[mask]).item(), rel=1e-12)
+    assert not student.grad[1].any()
+    assert hint_loss(student, teacher, torch.zeros(3, dtype=torch.bool)).item() == 0
+
+
+def test_features_that_point_the_same_way_give_no_hint_and_opposite_ones_four() -> None:
+    features = randn(3, 4, seed=1)
+    assert hint_loss(5 * features, features).item() == pytest.approx(0, abs=1e-12)
+    assert hint_loss(-features, features).item() == pytest.approx(4, rel=1e-12)
+    with pytest.raises(ValueError, match=r"\[3, 4\] and \[3, 5\]"):
+        hint_loss(features, randn(3, 5))
+
+
+@pytest.mark.parametrize(("items", "size", "teacher_size"), [(3, 2, 5), (8, 4, 4), (16, 6, 2)])
+def test_cka_is_that_of_the_feature_covariances(items: int, size: int, teacher_size: int) -> None:
+    """The form over features, ||Y^T X||^2 / (||X^T X|| ||Y^T Y||), entry by entry."""
+    student, teacher = randn(items, size, seed=1), randn(items, teacher_size, seed=2)
+    columns = [[[v - sum(c) / items for v in c] for c in z.T.tolist()] for z in (student, teacher)]
+
+    def squares(a: list[list[float]], b: list[list[float]]) -> float:
+        return sum(sum(x * y for x, y in zip(p, q, strict=True)) ** 2 for p in a for q in b)
+
+    x, y = columns
+    expected = squares(x, y) / math.sqrt(squares(x, x) * squares(y, y))
+    assert linear_cka(student, teacher) == pytest.approx(expected, rel=1e-10)
+
+
+def test_cka_does_not_see_rotation_scale_and_offset() -> None:
+    student = randn(8, 4, seed=1)
+    rotation = torch.linalg.qr(randn(4, 4, seed=2)).Q
+    assert linear_cka(student, 3 * student @ rotation + 7) == pytest.approx(1.0, rel=1e-10)
+
+
+def test_cka_of_what_does_not_vary_is_none() -> None:
+    assert linear_cka(randn(1, 4), randn(1, 4)) is None
+    assert linear_cka(torch.ones(5, 4), randn(5, 4)) is None

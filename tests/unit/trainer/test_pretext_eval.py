@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from data.draw import eval_tuples, uniform_clips
 from data.errors import VideoTooShort
 from data.input_spec import InputSpec
 from data.prepare import prepare
 from data.render import render
-from data.views import ClipSpec, VideoTable, eval_tuples, key_hash, uniform_clips
+from data.views import ClipSpec, VideoTable, key_hash
 from teacher_server.zoo.network import VideoNetwork
 from trainer.evaluate import EvalOptions, clip_features, evaluate_student, pretext_accuracy, view_features
 from trainer.evaluate.pretext import pretext_result

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.evaluate.bootstrap import bootstrap_interval
+from trainer.evaluate.bootstrap import bootstrap_interval, bootstrap_mean_interval
 from trainer.evaluate.probe import BATCH_NORM_EPS, ProbeRecipe, linear_probe
 
 
@@ -113,3 +113,21 @@ def test_one_group_has_no_interval_and_a_wrong_number_of_names_is_refused():
     assert bootstrap_interval(np.array([True, False]), ["a", "a"], seed=0) is None
     with pytest.raises(ValueError, match="2 answers need as many group names, got 1"):
         bootstrap_interval(np.array([True, False]), ["a"], seed=0)
+
+
+def test_the_interval_of_a_mean_of_splits_draws_a_group_for_all_its_splits_at_once():
+    """Splits that share their groups move together; splits of different groups move apart and their mean less."""
+    right = np.array([True] * 10 + [False] * 10)
+    groups = [f"g{i}" for i in range(20)]
+    one = bootstrap_interval(right, groups, seed=0)
+    assert bootstrap_mean_interval([right, right], [groups, groups], seed=0) == one
+    others = [f"h{i}" for i in range(20)]
+    low, high = bootstrap_mean_interval([right, right], [groups, others], seed=0)
+    assert one[0] < low < high < one[1]
+
+
+def test_a_split_whose_groups_were_not_drawn_does_not_count_in_that_draw():
+    # Two groups, a split each: half of the draws hold both (mean .5), the others one of them (1 or 0).
+    low, high = bootstrap_mean_interval([np.array([True]), np.array([False])], [["a"], ["b"]], seed=0)
+    assert (low, high) == (0.0, 1.0)
+    assert bootstrap_mean_interval([np.array([True])] * 2, [["a"]] * 2, seed=0) is None

@@ -71,6 +71,17 @@ def test_plain_lines_say_step_eta_speed_losses_and_teacher(tmp_path, screen):
     ]
 
 
+def test_terms_that_were_turned_on_and_the_test_list_are_shown(tmp_path, screen):
+    metrics = tmp_path / "metrics.jsonl"
+    progress = Progress(metrics, 100, screen)
+    terms = {"contrast": 2.0, "hint": 0.25, "ce": 1.125, "extra": None}
+    write(metrics, EPOCH | {"test_loss": 1.25, "test_pretext_acc": 0.5}, STEP | terms)
+    progress.update()
+    epoch, step = lines(screen)
+    assert epoch.endswith("validation loss 1.500 acc 0.400  test loss 1.250 acc 0.500  6.2 s")
+    assert "(pretext 1.500 contrast 2.000 kd 0.500 hint 0.250 supervised 1.125)" in step
+
+
 def test_tuples_without_distillation_are_counted_up(tmp_path, screen):
     metrics = tmp_path / "metrics.jsonl"
     progress = Progress(metrics, 100, screen)

@@ -9,12 +9,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import simplejpeg
+from matplotlib.figure import Figure
 
+from data.draw import draw_tuples
+from data.errors import DataError
 from data.render import render_batch
 from data.store import ClipStore, StoreWriter
-from data.views import Augment, ClipSpec, Pretext, draw_tuples
+from data.views import Augment, ClipSpec, Pretext
 from trainer.config import RunConfig
-from trainer.curves import running_mean
+from trainer.curves import LIGHT, panels, running_mean
 from trainer.report import report_html, write_report
 from trainer.report_data import RunFolderError, column, duration, percent, read_metrics, read_run
 from trainer.report_sections import timeline, tuples
@@ -279,6 +282,21 @@ def test_pictures_are_the_training_views_of_epoch_0_one_per_operation(store):
                 assert abs(shown - frame.astype(int)).mean() < 8
 
 
+def test_an_operation_of_the_user_s_own_is_shown_as_what_it_is_where_it_is_allowed(store, tmp_path, monkeypatch):
+    (tmp_path / "preceptor_report_plugin.py").write_text("def black(clip):\n    return clip * 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "preceptor_report_plugin:black"
+    config = {**CONFIG, "view_seed": 3, "pretext_operation": name}
+    monkeypatch.delenv("PRECEPTOR_PLUGINS", raising=False)
+    with pytest.raises(DataError, match=f"PRECEPTOR_PLUGINS={name}"):
+        tuple_pictures(store, config)
+    monkeypatch.setenv("PRECEPTOR_PLUGINS", name)
+    shown = tuple_pictures(store, config)[Pretext.TEMPORAL_SHUFFLE]
+    assert shown.operation == f"your own operation {name}"
+    strip = simplejpeg.decode_jpeg(shown.strips[1])
+    assert strip[:, :32].max() < 8 < simplejpeg.decode_jpeg(shown.strips[0]).max()
+
+
 @pytest.mark.parametrize(
     ("pretext", "variant", "words"),
     [
@@ -311,3 +329,65 @@ def test_report_and_comparison_need_neither_torch_nor_ray():
     code = "import sys, trainer.report, trainer.compare; print({'torch', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"
+
+
+LABELS = {
+    "train_label_histogram": [3, 2, 2, 2, 1],
+    "train_pretext_acc": 0.4,
+    "train_balanced_acc": 0.35,
+    "val_label_histogram": [2, 2, 2, 2, 2],
+    "val_balanced_acc": 0.3,
+}
+
+
+def test_operations_are_counted_with_plain_and_balanced_accuracy_of_each_list(tmp_path):
+    evaluation = {**EVALUATION, "pretext_label_histogram": [7] * 5, "pretext_acc": 0.512, "pretext_balanced_acc": 0.5}
+    result = {**RESULT, "evaluation": evaluation}
+    tested = {"test_label_histogram": [6] * 5, "test_pretext_acc": 0.25, "test_balanced_acc": 0.125}
+    folder = _write_run(tmp_path / "run", [_step(1), _epoch(1, **LABELS), _epoch(2, **LABELS, **tested)], result)
+    words = _Page(report_html(read_run(folder))).text
+    for row in (
+        "training, last epoch 3 2 2 2 1 40.0 % 35.0 %",
+        "validation, last epoch 2 2 2 2 2 30.0 % 30.0 %",
+        "test, last epoch 6 6 6 6 6 25.0 % 12.5 %",
+        "test, final 7 7 7 7 7 51.2 % 50.0 %",
+    ):
+        assert row in words.replace("\xa0", " ")
+
+
+def test_what_validation_chose_and_an_early_end_are_told(tmp_path):
+    chosen = {"best_step": 3, "best_val_balanced_acc": 0.625, "stopped_early": True}
+    words = _Page(report_html(read_run(_write_run(tmp_path / "run", [_step(1)], RESULT | chosen)))).text
+    assert "Steps 4 2 epochs, stopped early" in words
+    assert "Best on validation step 3 balanced accuracy 62.5" in words
+
+
+def drawn(panel_name, run):
+    """The lines that a panel draws, by their names in its legend."""
+    axes = Figure().subplots()
+    next(panel for panel in panels(run) if panel.name == panel_name).draw(axes, run, LIGHT)
+    lines, names = axes.get_legend_handles_labels()
+    return dict(zip(names, lines, strict=True))
+
+
+def test_curves_show_all_three_lists_and_the_terms_that_were_on(tmp_path):
+    tested = {"test_pretext_acc": 0.25, "test_loss": 1.5}
+    lines = [
+        _step(1, hint=0.5, ce=None, cka=0.5),
+        _epoch(1, **tested),
+        _step(2, hint=0.4, ce=None),
+        _epoch(2, **tested),
+    ]
+    run = read_run(_write_run(tmp_path / "run", lines))
+    assert list(drawn("accuracy-steps", run)) == ["training", "validation", "test", "guessing"]
+    assert list(drawn("loss-steps", run)) == [
+        "total", "pretext", "contrast", "distillation", "hint", "pretext, validation", "pretext, test",
+    ]  # fmt: skip
+    assert list(drawn("agreement", run)) == ["student and teacher agree", "likeness of their features (CKA)"]
+
+
+def test_epochs_without_a_test_figure_leave_no_gap_in_its_curve(tmp_path):
+    epochs = [_epoch(1), _epoch(2, test_pretext_acc=0.25), _epoch(3), _epoch(4, test_pretext_acc=0.5)]
+    run = read_run(_write_run(tmp_path / "run", [_step(1), *epochs]))
+    line = drawn("accuracy-steps", run)["test"]
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([2.0, 4.0], [25.0, 50.0])

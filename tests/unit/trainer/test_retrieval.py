@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from trainer.evaluate.retrieval import chance_top_k, first_hit_ranks, retrieval
+from trainer.evaluate.retrieval import chance_top_k, first_hit_ranks, nearest, retrieval
 
 
 def _one_clip(*vectors):
@@ -72,6 +72,35 @@ def test_ranks_equal_those_of_a_naive_loop_over_more_queries_than_one_block():
         ranked = [gallery_labels[row] for _, row in sorted(cosines)]
         wanted.append(ranked.index(label) if label in ranked else 40)
     assert first_hit_ranks(queries, gallery, query_labels, gallery_labels).tolist() == wanted
+
+
+def test_nearest_videos_of_hand_made_features_are_as_written_out():
+    # 10 degrees from video 0, so 80 from 1, 100 from 3 and 170 from 2.
+    near = nearest(_one_clip((math.cos(math.pi / 18), math.sin(math.pi / 18))), GALLERY, 3)
+    assert near.places.tolist() == [[0, 1, 3]]
+    assert near.cosines[0] == pytest.approx([0.984808, 0.173648, -0.173648], abs=1e-5)
+
+
+def test_of_equally_near_videos_those_with_lower_rows_are_shown_and_a_large_k_shows_all():
+    near = nearest(_one_clip((1, 0), (0, 1)), _one_clip((0, 2), (1, 0), (3, 0), (0, 1)), 50)
+    assert near.places.tolist() == [[1, 2, 0, 3], [0, 3, 1, 2]]
+    assert near.cosines.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("num_queries", [1, 255, 256, 257, 513])
+def test_every_query_is_answered_whatever_the_size_of_a_block(num_queries):
+    queries = _one_clip(*[(1, 0)] * (num_queries - 1), (0, 1))
+    labels = np.array([0] * (num_queries - 1) + [1])
+    assert first_hit_ranks(queries, GALLERY, labels, GALLERY_LABELS).tolist() == [0] * num_queries
+    assert len(nearest(queries, GALLERY, 2).places) == num_queries
+    assert retrieval(queries, GALLERY, labels, GALLERY_LABELS, ks=(1,)) == {1: 1.0}
+
+
+def test_ten_clips_of_a_video_count_as_one_video_of_their_mean():
+    # Nine clips point to video 1 weakly, one to video 0 strongly: the mean (1.0, .9) is nearer to video 0.
+    query = np.array([[(0.0, 1.0)] * 9 + [(10.0, 0.0)]], dtype=np.float32)
+    assert first_hit_ranks(query, GALLERY, np.array([0]), GALLERY_LABELS).tolist() == [0]
+    assert nearest(query, GALLERY, 1).cosines[0, 0] == pytest.approx(1 / math.hypot(1, 0.9))
 
 
 def test_chance_is_the_accuracy_of_a_random_order():

@@ -5,14 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data.views import Augment, draw_tuples, epoch_order
+from data.draw import draw_tuples, epoch_order
+from data.errors import ViewError
+from data.render import render_batch
+from data.views import Augment
 from trainer.config import ConfigError, RunConfig
-from trainer.sampler import Sampler, split_rows
+from trainer.sampler import Sampler, count_whole, split_rows, write_train_list
 
 
 def make(store, config, num_rows=None):
     train, _, _, _ = split_rows(store, config)
-    return Sampler(store.videos, train[:num_rows], config)
+    return Sampler(store.videos, train[:num_rows], config, trusted=True)
 
 
 def test_a_step_is_a_slice_of_its_epoch_drawn_in_one_piece(store, config):
@@ -137,3 +140,88 @@ def test_a_video_that_just_fits_is_used(store, config):
     assert (len(train) + len(validation), left_out) == (16, 1)
     starts = Sampler(store.videos, train, fits).views(0).records["start"].reshape(-1, 3)
     assert np.array_equal(starts, [[0, 22, 44]] * 4)
+
+
+def test_groups_whose_names_are_not_utf_8_are_held_out_like_others(store, config, monkeypatch):
+    monkeypatch.setattr(store, "groups", tuple(f"{group}\udce9" for group in store.groups))
+    train, validation, _, _ = split_rows(store, config)
+    assert not {store.groups[row] for row in train} & {store.groups[row] for row in validation}
+    assert len(validation)
+
+
+def keys_of(store, rows):
+    return {store.videos.keys[row] for row in rows}
+
+
+def test_fractions_are_nested_and_leave_validation_and_test_whole(store, config):
+    parts = {f: split_rows(store, dataclasses.replace(config, fraction=f)) for f in (100.0, 50.0, 25.0)}
+    whole = parts[100.0]
+    for part in parts.values():
+        assert [part[1].tolist(), part[2].tolist(), part[3]] == [whole[1].tolist(), whole[2].tolist(), whole[3]]
+    sets = [keys_of(store, parts[f][0]) for f in (25.0, 50.0, 100.0)]
+    assert sets[0] < sets[1] < sets[2]
+    sizes = np.bincount(store.labels[whole[0]])
+    for f in (50.0, 25.0):
+        counts = np.bincount(store.labels[parts[f][0]], minlength=len(sizes))
+        assert counts.tolist() == [max(1, int(f * n / 100 + 0.5)) if n else 0 for n in sizes]
+
+
+def test_the_subset_seed_chooses_the_fraction_and_no_other_seed_does(store, config):
+    half = dataclasses.replace(config, fraction=50.0)
+    expected = split_rows(store, half)[0].tolist()
+    assert split_rows(store, dataclasses.replace(half, seed=4, view_seed=4))[0].tolist() == expected
+    others = {tuple(split_rows(store, dataclasses.replace(half, subset_seed=s))[0].tolist()) for s in range(6)}
+    assert len(others) > 1
+
+
+def test_the_smallest_fraction_is_one_video_of_each_class_in_one_batch(store, config):
+    tiny = dataclasses.replace(config, fraction=0.001)
+    train = split_rows(store, tiny)[0]
+    assert sorted(store.labels[train].tolist()) == sorted(set(store.labels[split_rows(store, config)[0]].tolist()))
+    sampler = Sampler(store.videos, train, tiny)
+    assert (sampler.steps_per_epoch, sampler.views(0).num_items) == (1, len(train))
+
+
+def test_a_fraction_that_leaves_one_video_is_refused_in_a_sentence(store, config, monkeypatch):
+    monkeypatch.setattr(store, "labels", np.zeros_like(store.labels))
+    with pytest.raises(ConfigError, match="--fraction 1 leaves 1 of 12 training videos, a batch needs at least 2"):
+        split_rows(store, dataclasses.replace(config, fraction=1.0))
+
+
+def test_equal_steps_take_as_many_steps_as_the_whole_list_in_more_epochs(store, config):
+    equal = dataclasses.replace(config, fraction=0.001, equal_steps=True)
+    sampler = Sampler(store.videos, split_rows(store, equal)[0], equal, count_whole(store, equal))
+    assert count_whole(store, equal) == 12
+    assert (sampler.total_steps, sampler.steps_per_epoch, sampler.total_epochs) == (6, 1, 6)
+    assert len({sampler.views(step).to_bytes() for step in range(6)}) == 6
+    stopped = dataclasses.replace(equal, max_steps=4)
+    assert Sampler(store.videos, split_rows(store, stopped)[0], stopped, 12).total_steps == 4
+    with pytest.raises(ConfigError, match="num_whole must be given"):
+        Sampler(store.videos, split_rows(store, equal)[0], equal)
+
+
+def test_at_100_percent_equal_steps_change_nothing(store, config):
+    equal = dataclasses.replace(config, equal_steps=True)
+    train = split_rows(store, equal)[0]
+    ours, plain = Sampler(store.videos, train, equal, count_whole(store, equal)), make(store, config)
+    assert (ours.total_steps, ours.total_epochs) == (plain.total_steps, plain.total_epochs)
+
+
+def test_the_list_of_a_run_names_the_videos_that_it_trains_on(store, config, tmp_path):
+    train = split_rows(store, dataclasses.replace(config, fraction=50.0))[0]
+    write_train_list(tmp_path / "train_list.txt", store, train)
+    assert (tmp_path / "train_list.txt").read_text().splitlines() == [store.videos.keys[row] for row in train]
+
+
+def test_a_run_with_its_own_operation_loads_it_and_names_it_in_every_view(store, config, tmp_path, monkeypatch):
+    (tmp_path / "sampler_operation.py").write_text("def mirror(clip):\n    return clip[:, :, ::-1]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("PRECEPTOR_PLUGINS", raising=False)
+    own = dataclasses.replace(config, pretext_operation="sampler_operation:mirror")
+    with pytest.raises(ViewError, match="PRECEPTOR_PLUGINS=sampler_operation:mirror"):  # nobody has typed it
+        Sampler(store.videos, split_rows(store, own)[0], own)
+    views = make(store, own).views(0)
+    assert views.operation == "sampler_operation:mirror"
+    assert render_batch(store.gather(views), views).shape[0] == len(views)
+    with pytest.raises(ViewError, match="has no absent"):
+        make(store, dataclasses.replace(config, pretext_operation="sampler_operation:absent"))

@@ -222,3 +222,15 @@ class GoneAfter:
 
     def close(self):
         self._inner.close()
+
+
+@pytest.mark.parametrize("teacher", ["alpha", "beta"])
+def test_features_are_recorded_for_the_hints_and_replayed_with_the_same_bits(bench, kd, request, teacher):
+    """Answers that were recorded without features are asked for again by a run that wants them."""
+    kd = dataclasses.replace(kd, teacher=teacher)
+    hinting = dataclasses.replace(kd, hint_weight=1.0)
+    train(bench, dataclasses.replace(kd, ledger="record"), "without")
+    recorded = train(bench, dataclasses.replace(hinting, ledger="auto"), "recorded")
+    request.getfixturevalue("alone")
+    replayed = train(bench, dataclasses.replace(hinting, ledger="replay"), "replayed")
+    assert last_weights(replayed) == last_weights(recorded)

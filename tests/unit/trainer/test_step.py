@@ -7,18 +7,22 @@ import numpy as np
 import pytest
 import torch
 
+from data.draw import draw_tuples
 from data.render import render_batch
-from data.views import draw_tuples
 from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
 from teacher_server.zoo.network import VideoNetwork
+from trainer.batch import StudentBatch
+from trainer.checkpoint import TrainingState
 from trainer.collective import Collective
 from trainer.loader import Loader
 from trainer.losses import contrast_in_batch
+from trainer.objective import Objective
 from trainer.plan import student_input
 from trainer.sampler import Sampler, split_rows
-from trainer.step import StudentBatch, compute_losses, train_step
+from trainer.step import train_step
+from trainer.teacher_facts import TeacherFacts
 
 
 @pytest.fixture
@@ -57,6 +61,20 @@ def random_batch(seed=0, teacher=True):
     return StudentBatch((first, middle, last), torch.tensor([0, 3, 1, 4]), softened)
 
 
+def objective(kd, network):
+    return Objective(kd, student_features=network.feature_size, teacher=TeacherFacts(), num_train=12)
+
+
+def losses_of(network, batch, kd):
+    return objective(kd, network).losses(network.forward_tuple(batch.clips), batch, Collective(), kd.kd_weight)
+
+
+def one_step(network, optimizer, batch, kd):
+    """A step of this network by this optimiser; neither a schedule nor anything to resume is needed."""
+    state = TrainingState(network, objective(kd, network), optimizer, None, None, [])
+    return train_step(state, batch, kd, Collective(), kd.kd_weight)
+
+
 def gradients(loss, network):
     network.zero_grad(set_to_none=True)
     loss.backward()
@@ -68,8 +86,8 @@ def test_the_gradient_of_the_distillation_term_alone_is_that_of_the_formula(netw
     raw = torch.from_numpy(frozen.answer(render_batch(store.gather(views), views)).logits)
     tau = kd.temperature
     batch = dataclasses.replace(random_batch(), teacher_logits=raw / tau)
-    terms = compute_losses(network.forward_tuple(batch.clips), batch, kd, Collective())
-    got = gradients(terms.distill, network)
+    terms = losses_of(network, batch, kd)
+    got = gradients(terms.value("distill"), network)
 
     student = network.forward_tuple(batch.clips).pretext_logits
     written_out = torch.zeros(())
@@ -100,8 +118,8 @@ def test_the_gradient_is_the_same_for_an_asked_and_a_directly_called_teacher(net
     assert torch.equal(step.batch.teacher_logits, direct)
     seen = []
     for batch in (step.batch, dataclasses.replace(step.batch, teacher_logits=direct)):
-        terms = compute_losses(network.forward_tuple(batch.clips), batch, kd, Collective())
-        seen.append(gradients(terms.distill, network))
+        terms = losses_of(network, batch, kd)
+        seen.append(gradients(terms.value("distill"), network))
     asked, called = seen
     assert sum(float(g.norm()) for g in asked.values() if g is not None) > 0
     for name, gradient in asked.items():
@@ -121,7 +139,7 @@ def test_training_steps_leave_the_teacher_as_it_was(network, kd, store, frozen):
         teacher_logits = torch.from_numpy(logits / np.float32(kd.temperature))
         batch = dataclasses.replace(step.batch, teacher_logits=teacher_logits)
         assert not teacher_logits.requires_grad
-        train_step(network, optimizer, batch, kd, Collective())
+        one_step(network, optimizer, batch, kd)
     assert all(p.grad is None and not p.requires_grad for p in frozen._network.parameters())
     assert fingerprint() == before
     assert not torch.equal(network.pretext_head.linear.weight, weights)
@@ -130,16 +148,16 @@ def test_training_steps_leave_the_teacher_as_it_was(network, kd, store, frozen):
 def test_a_step_is_plain_sgd_on_the_weighted_sum_of_the_terms(network, kd):
     """One parameter tensor followed by hand: w - lr * (gradient + weight_decay * w), momentum being empty."""
     batch = random_batch()
-    terms = compute_losses(network.forward_tuple(batch.clips), batch, kd, Collective())
-    total = terms.pretext + kd.alpha * terms.contrast + kd.kd_weight * terms.distill
+    terms = losses_of(network, batch, kd)
+    total = terms.value("pretext") + kd.alpha * terms.value("contrast") + kd.kd_weight * terms.value("distill")
     gradient = gradients(total, network)["pretext_head.linear.weight"]
     weight = network.pretext_head.linear.weight.detach().clone()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    numbers = train_step(network, optimizer, batch, kd, Collective())
+    numbers = one_step(network, optimizer, batch, kd)
     expected = weight - 0.1 * (gradient + 0.01 * weight)
     torch.testing.assert_close(network.pretext_head.linear.weight.detach(), expected, rtol=1e-4, atol=1e-6)
     assert numbers.loss == pytest.approx(float(total.detach()), rel=1e-5)
-    assert numbers.distill == pytest.approx(float(terms.distill.detach()), rel=1e-5)
+    assert numbers.distill == pytest.approx(float(terms.value("distill").detach()), rel=1e-5)
 
 
 def gradients_of_the_naive_loop(network, batch, kd):
@@ -165,7 +183,7 @@ def test_tuples_without_an_answer_take_no_part_in_the_distillation(network, kd, 
     batch.teacher_logits[~torch.tensor(mask)] = float("nan")  # what was not answered means nothing
     batch = dataclasses.replace(batch, teacher_mask=torch.tensor(mask))
     expected, kd_term, total = gradients_of_the_naive_loop(network, batch, kd)
-    numbers = train_step(network, torch.optim.SGD(network.parameters(), lr=0.0), batch, kd, Collective())
+    numbers = one_step(network, torch.optim.SGD(network.parameters(), lr=0.0), batch, kd)
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=2e-4, atol=1e-6)
     assert numbers.distill == (pytest.approx(kd_term, rel=1e-5) if any(mask) else None)
@@ -181,7 +199,7 @@ def test_the_agreement_is_over_the_answered_tuples(network, kd):
     wishes[2] = -wishes[2]
     mask = torch.tensor([True, True, False, True])
     batch = dataclasses.replace(batch, teacher_logits=wishes, teacher_mask=mask)
-    numbers = train_step(network, torch.optim.SGD(network.parameters(), lr=0.1), batch, kd, Collective())
+    numbers = one_step(network, torch.optim.SGD(network.parameters(), lr=0.1), batch, kd)
     assert numbers.agreement == pytest.approx(2 / 3)
 
 
@@ -192,7 +210,7 @@ def test_a_mask_that_hides_nobody_changes_no_bit(kd):
         network = VideoNetwork(kd.student, kd.width).train()
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
         batch = dataclasses.replace(random_batch(), teacher_mask=mask)
-        numbers = train_step(network, optimizer, batch, kd, Collective())
+        numbers = one_step(network, optimizer, batch, kd)
         ends.append((numbers, [p.detach().numpy().tobytes() for p in network.parameters()]))
     assert ends[0] == ends[1]
 
@@ -203,7 +221,7 @@ def test_the_figures_count_answers(network, kd):
         answers = network.forward_tuple(batch.clips).pretext_logits.argmax(dim=1).tolist()
     labels, wishes = batch.pretext_labels.tolist(), batch.teacher_logits.argmax(dim=1).tolist()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    numbers = train_step(network, optimizer, batch, kd, Collective())
+    numbers = one_step(network, optimizer, batch, kd)
     assert numbers.pretext_acc == sum(a == b for a, b in zip(answers, labels, strict=True)) / 4
     assert numbers.agreement == sum(a == b for a, b in zip(answers, wishes, strict=True)) / 4
 
@@ -212,9 +230,7 @@ def test_terms_that_are_off_are_none_and_weigh_nothing(kd):
     plain = dataclasses.replace(kd, contrast=False, teacher="none")
     torch.manual_seed(0)
     network = VideoNetwork(plain.student, plain.width, projector=False).train()
-    numbers = train_step(
-        network, torch.optim.SGD(network.parameters(), lr=0.1), random_batch(teacher=False), plain, Collective()
-    )
+    numbers = one_step(network, torch.optim.SGD(network.parameters(), lr=0.1), random_batch(teacher=False), plain)
     assert (numbers.contrast, numbers.distill, numbers.agreement) == (None, None, None)
     assert numbers.loss == numbers.pretext
     assert numbers.kd_skipped == 0

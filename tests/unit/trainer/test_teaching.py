@@ -19,6 +19,7 @@ from trainer.loader import Asking
 from trainer.loop import Outcome
 from trainer.report_data import read_metrics
 from trainer.sampler import Sampler, split_rows
+from trainer.teacher_facts import TeacherFacts
 from trainer.teaching import AWAY_WAIT_S, BoundTeacher
 from trainer.timeline import Binder
 
@@ -122,6 +123,53 @@ def test_a_question_names_its_views_and_brings_their_pixels_where_it_was_told_to
         assert query.pixels is None
     else:
         assert np.array_equal(query.pixels, pixels_of(views))
+
+
+class ActionClient(ClosedFormClient):
+    """Answers for items of one clip: three classes and features of size 4, which say the brightness of its pixels."""
+
+    def submit(self, query):
+        self.queries.append(query)
+        values = query.pixels.reshape(query.num_clips, -1).mean(axis=1, dtype=np.float32)
+        logits, features = np.tile(values[:, None], (1, 3)), np.tile(values[:, None], (1, 4))
+        return Answered(
+            TeacherReply(query.request_id, query.teacher, DIGEST, query.temperature, logits, "cpu", features)
+        )
+
+
+@pytest.mark.parametrize("hint_weight", [0.0, 1.0])
+def test_an_action_teacher_is_asked_about_the_first_clip_of_each_tuple(kd, sampler, hint_weight):
+    client = ActionClient()
+    teacher = make(dataclasses.replace(kd, hint_weight=hint_weight), client, facts=TeacherFacts("action", 3, 4))
+    views = sampler.views(0)
+    pixels = np.empty((len(views), 8, 32, 32, 3), dtype=np.uint8)
+    pixels[:] = np.arange(len(views), dtype=np.uint8)[:, None, None, None, None]
+    teacher.put(0, views, pixels)
+    (query,) = client.queries
+    assert (query.views_per_item, query.want_features) == (1, hint_weight > 0)
+    asked = ViewBatch.from_bytes(query.views)
+    assert asked.records.tolist() == views.records[::3].tolist()
+    assert not asked.records["pretext"].any()
+    answer = teacher.get()
+    assert answer.logits[:, 0].tolist() == [0.0, 3.0]
+    assert (answer.features is None) == (hint_weight == 0)
+    if answer.features is not None:
+        assert answer.features[:, 3].tolist() == [0.0, 3.0]
+
+
+def test_features_of_another_size_than_the_run_was_told_are_never_used(kd, sampler):
+    teacher = make(dataclasses.replace(kd, hint_weight=1.0), ActionClient(), facts=TeacherFacts("action", 3, 5))
+    teacher.put(0, sampler.views(0), pixels_of(sampler.views(0)))
+    with pytest.raises(BadReply, match=r"features of size 5, alpha@1 sent \[2, 4\]"):
+        teacher.get()
+
+
+def test_an_action_teacher_that_is_away_leaves_rows_of_its_own_size(kd, sampler):
+    kd = dataclasses.replace(kd, hint_weight=1.0, **SKIP)
+    teacher = make(kd, SlowClient(), facts=TeacherFacts("action", 3, 4))
+    teacher.put(0, sampler.views(0), pixels_of(sampler.views(0)))
+    answer = teacher.get()
+    assert (answer.logits.shape, answer.features.shape, answer.mask.tolist()) == ((2, 3), (2, 4), [False, False])
 
 
 @pytest.mark.parametrize(
@@ -401,7 +449,7 @@ def test_a_ledger_is_flushed_with_every_checkpoint(bench, kd, monkeypatch):
     kd = dataclasses.replace(kd, epochs=1, checkpoint_every=2)
     seen = []
     monkeypatch.setattr(BoundTeacher, "flush", lambda _self: seen.append("flush"))
-    monkeypatch.setattr("trainer.loop.save_checkpoint", lambda _folder, step, *_rest: seen.append(step))
+    monkeypatch.setattr("trainer.loop.save_checkpoint", lambda _folder, step, *_rest, **_options: seen.append(step))
     assert bench.attempt(kd, bench.folder("run"))[0].status == "finished"
     assert seen == ["flush", 2, "flush", 4, "flush", 6]
 

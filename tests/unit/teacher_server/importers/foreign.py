@@ -1,4 +1,4 @@
-"""Random native networks, and the names that VCOP's code gives the same tensors, written out by hand.
+"""Random native networks, and the names that other projects' code gives the same tensors, written out by hand.
 
 Test folders are no packages, so conftest.py loads this by path.
 """
@@ -58,6 +58,30 @@ def vcop_tensors(network: VideoNetwork, prefix: str = "base_network.") -> dict[s
         (prefix if name.startswith("backbone.") else "") + vcop_name(name): tensor
         for name, tensor in network.state_dict().items()
     }
+
+
+def torchvision_tensors(network: VideoNetwork) -> dict[str, Tensor]:
+    """The state dict that torchvision's network of the same kind has; its head is the action head."""
+    return {
+        name.replace("backbone.", "").replace("action_head.linear.", "fc."): tensor
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def pcl_tensors(network: VideoNetwork) -> dict[str, Tensor]:
+    """The state dict of PCL's classifier around a torchvision network, whose children it numbers."""
+    children = {"stem": "0", "layer1": "1", "layer2": "2", "layer3": "3", "layer4": "4"}
+    tensors = {}
+    for name, tensor in torchvision_tensors(network).items():
+        first, _, rest = name.partition(".")
+        theirs = f"base_network.{children[first]}.{rest}" if first in children else name.replace("fc.", "linear.")
+        tensors[theirs] = tensor
+    return tensors
+
+
+def shapes_of(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """What a layout is chosen by."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def some_pixels(teacher: FrozenTeacher, seed: int = 0) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +15,7 @@ from torch import Tensor
 from data.prepare import prepare
 from teacher_server.card import PRETEXT_CLASSES
 from teacher_server.engine.teacher import FrozenTeacher
+from teacher_server.errors import LibraryError
 from teacher_server.importers.errors import ImportRefused
 from teacher_server.importers.install import install
 from teacher_server.importers.plan import make_plan
@@ -20,7 +23,7 @@ from teacher_server.importers.source import Source
 from teacher_server.importers.wishes import Wishes
 from teacher_server.library import TeacherLibrary
 from teacher_server.zoo.layers import scale_channels
-from teacher_server.zoo.names import ARCHITECTURES
+from teacher_server.zoo.names import ARCHITECTURES, PAPER_ARCHITECTURES, TORCHVISION_ARCHITECTURES
 
 SMALL = {"crop": 32, "clip_len": 8}
 
@@ -30,7 +33,7 @@ def source(tensors: dict[str, Tensor]) -> Source:
 
 
 @pytest.mark.parametrize("width", [0.125, 0.25, 0.3125])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", PAPER_ARCHITECTURES)
 def test_architecture_width_and_head_are_seen_from_the_tensors(foreign: ModuleType, arch: str, width: float) -> None:
     plan = make_plan(source(foreign.vcop_tensors(foreign.random_network(arch, width=width))), Wishes(), "make it")
     card = plan.card
@@ -65,7 +68,7 @@ def test_projector_and_the_other_head_are_dropped_and_listed(foreign: ModuleType
     assert plan.tensors.keys() == network.state_dict().keys() - gone
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", PAPER_ARCHITECTURES)
 def test_an_imported_network_computes_what_the_native_one_does(foreign: ModuleType, tmp_path: Path, arch: str) -> None:
     network = foreign.random_network(arch)
     library = TeacherLibrary(tmp_path / "teachers")
@@ -78,7 +81,7 @@ def test_an_imported_network_computes_what_the_native_one_does(foreign: ModuleTy
     np.testing.assert_allclose(frozen.answer(pixels).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", PAPER_ARCHITECTURES)
 def test_a_vcop_checkpoint_and_its_native_twin_answer_with_the_same_bytes(
     foreign: ModuleType, tmp_path: Path, arch: str
 ) -> None:
@@ -164,3 +167,92 @@ def test_a_wish_that_the_tensors_contradict_is_refused(foreign: ModuleType, wish
 def test_tensors_without_a_place_are_left_out_when_that_is_allowed(foreign: ModuleType) -> None:
     tensors = foreign.vcop_tensors(foreign.random_network("r3d")) | {"memory.bank": torch.zeros(4)}
     assert make_plan(source(tensors), Wishes(allow_unused=True)).unused == ("memory.bank",)
+
+
+@pytest.mark.parametrize("arch", TORCHVISION_ARCHITECTURES)
+@pytest.mark.parametrize("layout", ["torchvision", "pcl"])
+def test_a_torchvision_network_is_imported_and_computes_what_it_did(
+    foreign: ModuleType, tmp_path: Path, arch: str, layout: str
+) -> None:
+    network = foreign.random_network(arch, pretext_classes=0, action_classes=3, projector=False)
+    theirs = foreign.torchvision_tensors(network) if layout == "torchvision" else foreign.pcl_tensors(network)
+    plan = make_plan(source(theirs), Wishes(**SMALL))
+    assert (plan.layout.name, plan.card.arch, plan.card.width, plan.card.head) == (layout, arch, 0.125, "action")
+    library = TeacherLibrary(tmp_path / "teachers")
+    frozen = FrozenTeacher.load(library.entry(install(plan, "mine", library)))
+    pixels = foreign.some_pixels(frozen)
+    with torch.inference_mode():
+        expected = network.action_head(network.features(prepare(pixels, frozen.input_spec))).numpy()
+    np.testing.assert_allclose(frozen.answer(pixels).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_torchvision_get_the_preprocessing_of_kinetics(foreign: ModuleType) -> None:
+    network = foreign.random_network("mc3_18", pretext_classes=0, action_classes=400)
+    plan = make_plan(source(foreign.torchvision_tensors(network)), Wishes())
+    card = plan.card
+    assert (card.mean, card.std) == ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+    assert (card.crop, card.clip_len, card.modality) == (112, 16, "rgb")
+    assert card.classes[:2] + card.classes[-1:] == ("class_000", "class_001", "class_399")
+    assert plan.notes == ("its 400 classes are numbered; --classes FILE names them",)
+
+
+def test_residual_clips_of_pcl_count_backwards(foreign: ModuleType) -> None:
+    network = foreign.random_network("r3d_18", pretext_classes=0, action_classes=3)
+    theirs = foreign.pcl_tensors(network)
+    turned = make_plan(source(theirs), Wishes(modality="res", **SMALL)).tensors["backbone.stem.0.weight"]
+    assert torch.equal(turned, -theirs["base_network.0.0.weight"])
+
+
+PLUGIN = "preceptor_import_plugin:tiny"
+PLUGIN_CODE = """
+from torch import nn
+class Tiny(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.feature_size = size
+        self.norm, self.conv = nn.BatchNorm3d(3), nn.Conv3d(3, size, 3)
+    def forward(self, x):
+        return self.conv(self.norm(x)).mean(dim=(2, 3, 4))
+def tiny(width):
+    return Tiny(round(16 * width))
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An importable network whose batch-norm comes before its convolution."""
+    (tmp_path / "preceptor_import_plugin.py").write_text(PLUGIN_CODE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PRECEPTOR_PLUGINS", PLUGIN)
+    yield
+    sys.modules.pop("preceptor_import_plugin", None)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_plug_in_s_weights_are_imported_and_answer_unfolded(foreign: ModuleType, tmp_path: Path) -> None:
+    network = foreign.random_network(PLUGIN, width=0.5, pretext_classes=0, action_classes=3)
+    plan = make_plan(source(network.state_dict()), Wishes(arch=PLUGIN, width=0.5, **SMALL))
+    assert (plan.card.arch, plan.card.width, plan.card.feature_size) == (PLUGIN, 0.5, 8)
+    library = TeacherLibrary(tmp_path / "teachers")
+    frozen = FrozenTeacher.load(library.entry(install(plan, "mine", library)))
+    pixels = foreign.some_pixels(frozen)
+    with torch.inference_mode():
+        expected = network.action_head(network.features(prepare(pixels, frozen.input_spec))).numpy()
+    np.testing.assert_allclose(frozen.answer(pixels).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_plug_in_s_teacher_is_refused_where_nobody_allows_it(
+    foreign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = foreign.random_network(PLUGIN, width=1.0, pretext_classes=0, action_classes=3)
+    library = TeacherLibrary(tmp_path / "teachers")
+    plan = make_plan(source(network.state_dict()), Wishes(arch=PLUGIN, **SMALL))
+    teacher = install(plan, "mine", library)
+    monkeypatch.delenv("PRECEPTOR_PLUGINS")
+    sys.modules.pop("preceptor_import_plugin")
+    with pytest.raises(LibraryError, match=f"start every process with PRECEPTOR_PLUGINS={PLUGIN}"):
+        FrozenTeacher.load(library.entry(teacher))
+    with pytest.raises(ImportRefused, match=f"start every process with PRECEPTOR_PLUGINS={PLUGIN}"):
+        make_plan(source(network.state_dict()), Wishes(arch=PLUGIN, **SMALL))
+    assert "preceptor_import_plugin" not in sys.modules

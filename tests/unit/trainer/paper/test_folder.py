@@ -1,0 +1,62 @@
+"""What a paper folder remembers between starts."""
+
+import dataclasses
+import json
+import signal
+
+import pytest
+
+from trainer.config import ConfigError
+from trainer.paper.folder import locked, stop_on_signals, write_run_file
+from trainer.paper.plan import GridRequest, make_jobs
+from trainer.paper.scale import DEMO, Choices, StepTime
+
+
+def jobs(*seeds):
+    return make_jobs(DEMO, GridRequest((2.0,), seeds, controls=False))
+
+
+def test_a_later_start_keeps_the_name_and_adds_its_cells(tmp_path):
+    name = write_run_file(tmp_path, DEMO, Choices(), jobs(0))
+    assert write_run_file(tmp_path, DEMO, Choices(), jobs(1)) == name
+    content = json.loads((tmp_path / "run.json").read_bytes())
+    assert content["cells"] == [job.id for seed in (0, 1) for job in jobs(seed) if job.cell is not None]
+    assert (content["scale"], content["settings"]["lr"]) == ("demo", DEMO.lr)
+
+
+def test_two_folders_have_different_names(tmp_path):
+    names = set()
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        names.add(write_run_file(folder, DEMO, Choices(), jobs(0)))
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("changes", [{"lr": 0.5}, {"store": "another"}])
+def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path, changes):
+    write_run_file(tmp_path, DEMO, Choices(), jobs(0))
+    with pytest.raises(ConfigError, match="was begun with other settings"):
+        write_run_file(tmp_path, dataclasses.replace(DEMO, **changes), Choices(), jobs(0))
+    with pytest.raises(ConfigError, match="was begun with other settings"):
+        write_run_file(tmp_path, DEMO, Choices(equal_steps=True), jobs(0))
+
+
+def test_other_estimates_and_another_place_for_the_teachers_are_no_other_settings(tmp_path):
+    write_run_file(tmp_path, DEMO, Choices(), jobs(0))
+    faster = dataclasses.replace(DEMO, step_times={"r3d": StepTime(0.1, 0.1)}, measured_on="another machine")
+    write_run_file(tmp_path, faster, Choices("in_process"), jobs(0))
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(ConfigError, match="another process runs the experiments"), locked(tmp_path):
+        pass
+
+
+def test_a_signal_asks_for_a_stop_and_one_that_comes_with_it_is_the_same_press(tmp_path):
+    request = tmp_path / "stop"
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signals(request):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert request.read_text() == "SIGTERM\n"
+    assert signal.getsignal(signal.SIGTERM) == before

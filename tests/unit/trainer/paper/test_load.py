@@ -1,0 +1,88 @@
+"""Reading cells: what counts, what is left out and why."""
+
+import numpy as np
+import pytest
+
+from trainer.paper.load import PaperFolderError, read_grid
+from trainer.paper.records import Arm
+
+SCRATCH = Arm(student="r3d")
+
+
+def refusal(folder):
+    (only,) = read_grid(folder).refused
+    return only.reason
+
+
+def test_cells_come_back_as_they_were_written(made_up, tmp_path):
+    results = [made_up.cell_result(SCRATCH, seed=seed) for seed in (1, 0)]
+    for result in results:
+        made_up.write_cell(tmp_path, result)
+    made_up.write_run(tmp_path, scale="demo")
+    grid = read_grid(tmp_path)
+    assert [cell.result for cell in grid.of(SCRATCH, 100.0)] == results[::-1]
+    assert grid.seeds == (0, 1)
+    assert grid.groups == made_up.GROUPS
+    assert grid.run == {"scale": "demo"}
+    assert grid.refused == ()
+
+
+def test_a_folder_without_a_result_is_a_cell_that_is_not_finished(made_up, tmp_path):
+    made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH))
+    (tmp_path / "cells" / "r3d-scratch-f100-s1").mkdir()
+    grid = read_grid(tmp_path)
+    assert len(grid.cells) == 1
+    assert grid.refused == ()
+
+
+def test_answers_that_contradict_the_result_are_refused(made_up, tmp_path):
+    answers = {name: made_up.correct(share) for name, share in (("early", 0.4), ("mid", 0.5), ("late", 0.8))}
+    made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH), answers)
+    assert "gives 0.8000 for stage late" in refusal(tmp_path)
+
+
+def test_answers_that_are_pickled_objects_are_not_loaded(made_up, tmp_path):
+    path = made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH))
+    np.savez(path / "answers.npz", groups=np.array([print], dtype=object), allow_pickle=True)
+    assert "answers.npz cannot be read" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["result.json", "answers.npz"])
+def test_a_torn_file_is_refused_and_hides_no_other_cell(made_up, tmp_path, name):
+    made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH, seed=1))
+    path = made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH)) / name
+    path.write_bytes(path.read_bytes()[:40])
+    assert f"{name} cannot be read" in refusal(tmp_path)
+    assert len(read_grid(tmp_path).cells) == 1
+
+
+def test_a_result_in_another_cells_folder_is_refused(made_up, tmp_path):
+    path = made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH))
+    path.rename(path.with_name("r3d-scratch-f100-s9"))
+    assert "is of cell r3d-scratch-f100-s0" in refusal(tmp_path)
+
+
+def test_a_cell_of_another_store_than_most_is_refused(made_up, tmp_path):
+    for seed in (0, 1):
+        made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH, seed=seed))
+    made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH, seed=2, store_fingerprint="e" * 32))
+    assert "another store" in refusal(tmp_path)
+
+
+def test_a_cell_tested_on_other_items_than_most_is_refused(made_up, tmp_path):
+    for seed in (0, 1):
+        made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH, seed=seed))
+    made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH, seed=2), keys=made_up.GROUPS)
+    assert "other items" in refusal(tmp_path)
+
+
+def test_a_folder_that_is_no_paper_folder_is_named(tmp_path):
+    with pytest.raises(PaperFolderError, match="no folder `cells`"):
+        read_grid(tmp_path)
+
+
+def test_a_run_file_that_is_no_object_is_named(made_up, tmp_path):
+    made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH))
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(PaperFolderError, match="must hold a JSON object"):
+        read_grid(tmp_path)

@@ -1,0 +1,143 @@
+"""Evaluations on disk: asked once, answered from then on.
+
+    $PRECEPTOR_HOME/evaluations/<the student's key: weights and architecture>/
+        <key>.json              the Evaluation; key: hash of the store's fingerprint and the protocol's settings
+        <key>.html              its page
+        <key>/splitNN/model/    the fine-tuned student, which `load_student` reads
+        features/               of clips, shared by all questions about these weights
+
+An attempt that was ended early goes on with what lies in <key>/ and features/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from data.atomic import write_atomic
+from data.home import evaluations_folder
+from data.store import ClipStore
+from trainer.evaluate.extract import PhaseProgress
+from trainer.evaluate.finetune import FinetuneResult
+from trainer.evaluate.finetune_state import PROGRESS
+from trainer.evaluate.page import evaluation_page
+from trainer.evaluate.protocols import Workplace, evaluate, printable
+from trainer.evaluate.records import Evaluation
+from trainer.evaluate.request import EvalRequest
+from trainer.evaluate.splits import split_names
+from trainer.student_files import LoadedStudent, save_student
+
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """Paths of one question about one student. folder: that of the weights."""
+
+    folder: Path
+    key: str
+
+    @property
+    def record(self) -> Path:
+        """The Evaluation."""
+        return self.folder / f"{self.key}.json"
+
+    @property
+    def page(self) -> Path:
+        """The self-contained page."""
+        return self.folder / f"{self.key}.html"
+
+    @property
+    def work(self) -> Path:
+        """What an unfinished attempt left, and fine-tuned students."""
+        return self.folder / self.key
+
+    @property
+    def features(self) -> Path:
+        """Features of clips."""
+        return self.folder / "features"
+
+    def model(self, split: str) -> Path:
+        """The student that was fine-tuned on a split."""
+        return self.work / f"split{split}" / MODEL_FOLDER
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An evaluation, where it lies, and whether it lay there before."""
+
+    evaluation: Evaluation
+    files: EvaluationFiles
+    was_there: bool
+
+
+def evaluation_files(student: LoadedStudent, store: ClipStore, request: EvalRequest) -> EvaluationFiles:
+    """Where the answer to this question lies, or will."""
+    facts = [store.fingerprint, request.settings(request.splits or split_names(store))]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return EvaluationFiles(evaluations_folder() / student.key, f"{request.protocol}-{key}")
+
+
+def ask(
+    student: LoadedStudent,
+    store: ClipStore,
+    request: EvalRequest,
+    *,
+    device: str = "cpu",
+    force: bool = False,
+    progress: PhaseProgress | None = None,
+) -> Answer:
+    """The answer that lies there, or a new one. force: forget the old one and all that was kept of this student.
+
+    The network is moved to the device. Raises EvaluationError for what does not go together, OSError.
+    """
+    files = evaluation_files(student, store, request)
+    if force:
+        files.record.unlink(missing_ok=True)
+        for folder in (files.work, files.features):
+            shutil.rmtree(folder, ignore_errors=True)
+    known = _read(files.record)
+    if known is not None:
+        if not files.page.is_file():
+            write_atomic(files.page, evaluation_page(known, store))
+        return Answer(known, files, was_there=True)
+
+    def keep(split: str, result: FinetuneResult) -> None:
+        classes = printable(store.classes)
+        save_student(files.model(split), result.network, student.config, classes, store.frame_size)
+
+    evaluation = evaluate(
+        student.network.to(torch.device(device)),
+        store,
+        request,
+        student=_name(student),
+        weights_digest=student.digest,
+        workplace=Workplace(files.features, files.work, keep),
+        progress=progress,
+    )
+    files.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(files.page, evaluation_page(evaluation, store))
+    write_atomic(files.record, evaluation.model_dump_json(indent=1).encode() + b"\n")
+    for progress_file in files.work.glob(f"*/{PROGRESS}"):  # the record is whole, and holds all that counts
+        progress_file.unlink()
+    return Answer(evaluation, files, was_there=False)
+
+
+def _read(file: Path) -> Evaluation | None:
+    """None for a record that is missing, or not what was written: it is made again."""
+    try:
+        return Evaluation.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _name(student: LoadedStudent) -> str:
+    """run/checkpoint, or the last parts of a fine-tuned student's folder."""
+    parts = [part for part in student.source.parts if part != "checkpoints"]
+    return "/".join(parts[-2:])

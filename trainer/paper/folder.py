@@ -1,0 +1,101 @@
+"""The folder of a paper's experiments: what it was begun with, who works in it, and how a stop is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from data.atomic import write_atomic
+from trainer.config import ConfigError
+from trainer.paper.load import RUN_NAME
+from trainer.paper.plan import Job
+from trainer.paper.scale import Choices, Scale
+
+_SAME_PRESS_S = 1.0  # `timeout` and shells may send one request twice
+_PACKAGES = ("torch", "ray", "numpy")
+_ESTIMATES = ("expected", "step_times", "measured_on")  # of a scale: they change no result
+
+
+def write_run_file(folder: Path, scale: Scale, choices: Choices, jobs: Sequence[Job]) -> str:
+    """run.json, for the pages; returns the name under which the roster knows this folder's runs.
+
+    More seeds or fractions may be asked for later; the list of cells is then that of both. Raises ConfigError when the
+    folder was begun with other settings.
+    """
+    path = folder / RUN_NAME
+    before: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    settings = {name: value for name, value in dataclasses.asdict(scale).items() if name not in _ESTIMATES}
+    settings = json.loads(json.dumps({**settings, "equal_steps": choices.equal_steps}))  # tuples become lists
+    if before and before.get("settings") != settings:
+        raise ConfigError(
+            f"{folder} was begun with other settings (see {RUN_NAME}): use another --out, or the old ones"
+        )
+    cells = dict.fromkeys([*before.get("cells", ()), *(job.id for job in jobs if job.cell is not None)])
+    now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    content = {
+        "name": before.get("name") or f"paper-{scale.name}-{secrets.token_hex(4)}",
+        "scale": scale.name,
+        "command": ["preceptor", *sys.argv[1:]],
+        "teachers_answer": choices.transport,
+        "first_start": before.get("first_start") or now,
+        "last_start": now,
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "settings": settings,
+        "cells": list(cells),
+    }
+    write_atomic(path, json.dumps(content, indent=1).encode() + b"\n")
+    return str(content["name"])
+
+
+def _processor() -> str:
+    """The model, where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Raises ConfigError when another process works in this folder."""
+    with open(folder / "paper.lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process runs the experiments in {folder}: wait, or use another --out") from None
+        yield
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop_request: Path) -> Iterator[None]:
+    """SIGINT and SIGTERM ask for a stop; a later one ends at once. Installed after ray.init, which sets its own."""
+    asked_at: list[float] = []
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if asked_at and time.monotonic() - asked_at[0] > _SAME_PRESS_S:
+            raise KeyboardInterrupt
+        if not asked_at:
+            asked_at.append(time.monotonic())
+            stop_request.write_text(f"{signal.Signals(number).name}\n")
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

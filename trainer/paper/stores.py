@@ -1,0 +1,50 @@
+"""The clip stores of a scale. Those of the built-in sets are drawn and ingested when they are missing, with smaller
+frames than the stores that a newcomer trains on: hundreds of trainings need the time more than the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data.catalogs import hmdb51, ucf101
+from data.demo import make_demo
+from data.demo2 import make_demo2
+from data.demo_store import is_store
+from data.home import home, store_path
+from data.ingest import ingest_catalog
+from trainer.config import ConfigError
+from trainer.paper.scale import Scale
+
+
+def missing_stores(scale: Scale) -> tuple[str, ...]:
+    """Names of the scale's stores that are not there. Raises StoreDamaged."""
+    return tuple(name for name in (scale.store, scale.second_store) if not is_store(store_path(name)))
+
+
+def make_stores(scale: Scale, say: Callable[[str], None]) -> None:
+    """Makes what is missing, and says so. Raises ConfigError for stores that only the user can make, DataError."""
+    missing = missing_stores(scale)
+    if missing and not scale.built_in:
+        height, width = scale.frame_size
+        raise ConfigError(
+            f"scale {scale.name} needs the clip store {' and '.join(missing)}, with frames of {height}x{width}: make "
+            f"it with python -m data.ingest, or choose --scale demo"
+        )
+    for name in missing:
+        say(f"the built-in data set for {name} is not there yet: making it (about a minute)")
+        if name == scale.store:
+            make_demo(_videos("demo"), "demo")
+            catalog = ucf101.read_catalog(_videos("demo") / "videos", _videos("demo") / "lists")
+        else:
+            make_demo2(_videos("demo2"), "demo2")
+            catalog = hmdb51.read_catalog(_videos("demo2") / "videos", _videos("demo2") / "lists")
+        target = store_path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        report = ingest_catalog(catalog, target, frame_size=scale.frame_size)
+        say(f"{target}: {report.num_videos} videos, {report.num_frames} frames, {report.num_bytes / 1e6:.0f} MB")
+
+
+def _videos(size: str) -> Path:
+    folder = home() / "datasets" / size
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,136 @@
+"""The training of one job in this process: begun, gone on with from its newest checkpoint, or read back when finished.
+
+RunConfig ──► run folder ──► Trainer, with the teacher's signal and an AnswerRecorder ──► Trained
+                                        └── in mode serve under a lease on the one service
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from data.store import ClipStore
+from teacher_server.serve.deployment import DeployOptions, TeacherService
+from trainer.checkpoint import BEST
+from trainer.collective import Collective
+from trainer.config import RunConfig
+from trainer.errors import TrainingFailed
+from trainer.lease import TeacherLease
+from trainer.loop import Outcome, Trainer
+from trainer.paper.stages import AnswerRecorder, EpochAnswers, chosen_points, read_points, step_seconds
+from trainer.paper.teachers import Training
+from trainer.paper.work import Workshop
+from trainer.plan import Plan, make_plan
+from trainer.report_data import Metrics, read_metrics
+from trainer.runs import RunFolder, choose_run
+from trainer.sampler import split_rows, write_train_list
+from trainer.signals import SignalMaker
+from trainer.student_files import LoadedStudent, load_student
+from trainer.teaching import BoundTeacher
+
+TRAIN_LIST = "train_list.txt"
+_ANSWERS = "test"
+
+
+class Stopped(Exception):
+    """The user asked for an end; what was done is saved."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, read back."""
+
+    run: RunFolder
+    plan: Plan
+    metrics: Metrics
+    points: tuple[EpochAnswers, ...]
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs that were trained."""
+        return len(self.metrics.epochs)
+
+    def student(self) -> LoadedStudent:
+        """The network that validation prefers: the one of stage late."""
+        return load_student(self.run.checkpoints / BEST)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that were trained."""
+        return int(self.metrics.steps[-1]["step"])
+
+    def as_teacher(self) -> tuple[LoadedStudent, Training]:
+        """What the library and the record of a teacher need."""
+        training = Training(
+            test_acc=chosen_points(self.points, self.num_epochs)[-1].accuracy,
+            seconds=self.num_steps * step_seconds(self.metrics),
+            epochs=self.num_epochs,
+            steps=self.num_steps,
+            num_train=self.plan.num_train,
+        )
+        return self.student(), training
+
+
+def train(shop: Workshop, config: RunConfig, job_id: str) -> Trained:
+    """Trains what is left of a run. Raises Stopped, TrainingFailed."""
+    plan = make_plan(dataclasses.replace(config, run_id=job_id))
+    run = RunFolder(shop.runs / job_id)
+    if not run.is_finished:
+        shop.runs.mkdir(parents=True, exist_ok=True)
+        if run.path.is_dir() and not run.config.is_file():  # killed between the two
+            shutil.rmtree(run.path)
+        run = choose_run(shop.runs, plan.config, plan.identity)
+        with run.locked():
+            _write_list(plan, run)
+            outcome = _attempt(shop, plan, run)
+        if outcome.status == "stopped":
+            raise Stopped
+        if outcome.status != "finished":
+            raise TrainingFailed(f"{outcome.status.replace('_', ' ')}: {outcome.reason}")
+    return Trained(run, plan, read_metrics(run.metrics), read_points(run.path / _ANSWERS))
+
+
+def _write_list(plan: Plan, run: RunFolder) -> None:
+    """Which videos the fraction chose, for people."""
+    store = ClipStore.open(plan.store_path)
+    write_train_list(run.path / TRAIN_LIST, store, split_rows(store, plan.config)[0])
+
+
+def _attempt(shop: Workshop, plan: Plan, run: RunFolder) -> Outcome:
+    recorder = AnswerRecorder(run.path / _ANSWERS, shop.scale.curve_points)
+    with teacher_signal(shop, plan, run) as signal:
+        trainer = Trainer(
+            plan,
+            run,
+            collective=Collective(),
+            teacher=signal,
+            should_stop=shop.stop_request.exists,
+            sink=recorder,
+        )
+        recorder.watch(trainer)
+        return trainer.run()
+
+
+@contextlib.contextmanager
+def teacher_signal(shop: Workshop, plan: Plan, run: RunFolder) -> Iterator[BoundTeacher | None]:
+    """The teacher for the time of a run, with a lease on it where it is served; None for scratch."""
+    run_id = f"{shop.name}-{run.run_id}"
+    with contextlib.ExitStack() as stack:
+        if plan.config.asks_service:
+            ref, options = plan.lease_ref, DeployOptions(num_gpus=shop.teacher_gpus)
+            lease = TeacherLease(
+                lambda: TeacherService.connect(plan.library_root),
+                run_id,
+                ref,
+                lambda service: service.acquire(run_id, ref, options),
+            )
+            stack.enter_context(lease)
+            lease.wait()
+            stack.callback(lease.release)
+        signal = SignalMaker(plan, run_id, shop.input_kind, token=None).make()
+        if signal is not None:
+            stack.callback(signal.close)
+        yield signal
