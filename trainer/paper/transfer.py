@@ -33,6 +33,7 @@ def make_transfers(student: LoadedStudent, scale: Scale, folder: Path, progress:
 
     progress: may raise to end it early. Raises EvaluationError, StoreError.
     """
+    folder = folder / student.key[:16]  # a cell that is trained again, with other weights, gets answers of its own
     folder.mkdir(parents=True, exist_ok=True)
     datasets: tuple[tuple[DatasetName, str], ...] = (("same", scale.store), ("second", scale.second_store))
     found = []

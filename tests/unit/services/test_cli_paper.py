@@ -15,7 +15,7 @@ def home(tmp_path, monkeypatch):
 def test_a_dry_run_says_what_would_be_done_and_makes_nothing(home, capsys):
     assert paper(dry_run=True, measure=False, jobs=2) == 0
     said = capsys.readouterr().out
-    assert "scale demo: 3 teachers and 234 cells; fractions 100, 50, 25, 2 %, seeds 0, 1, 2, controls on 25 %" in said
+    assert "scale demo: 3 teachers and 234 cells; fractions 100, 50, 25, 2 %, seeds 0, 1, 2, controls on 100 %" in said
     assert "hours with 2 at a time (step times stated" in said
     assert "clip store paper-demo2 is not there yet" in said
     assert list(home.iterdir()) == []
