@@ -46,7 +46,7 @@ from teacher_server.promotion import GateFloors
 from teacher_server.protocol import TeacherId, TeacherQuery, TeacherRef, new_request_id
 from teacher_server.roster.roster import Roster
 from teacher_server.serve.deployment import DeployOptions, TeacherService
-from teacher_server.serve.gate import ForwardTime, compare_logits
+from teacher_server.serve.gate import GATE_ITEMS, ForwardTime, compare_logits
 from teacher_server.serve.roster_actor import NAMESPACE, ROSTER_NAME
 from teacher_server.zoo.network import VideoNetwork
 from trainer.losses import distill_loss
@@ -359,8 +359,10 @@ def wait_for_pending(library: TeacherLibrary, name: str) -> None:
 def test_the_gate_shows_how_far_the_versions_are_apart_and_a_floor_keeps_the_old_one(
     app: TeacherService, swap: TeacherRef, tiny: ModuleType, store: ClipStore, reference: Reference
 ) -> None:
-    asked = tiny.views_query(store, tiny.draw(store, 64, seed=5), teacher=TeacherId(swap.name, 1), temperature=1.0)
-    app.client().submit(asked).result(PATIENCE_S)  # the gate takes the 64 items that were asked last
+    asked = tiny.views_query(
+        store, tiny.draw(store, GATE_ITEMS, seed=5), teacher=TeacherId(swap.name, 1), temperature=1.0
+    )
+    app.client().submit(asked).result(PATIENCE_S)  # the gate takes the items that were asked last
     new = dataclasses.replace(asked, teacher=TeacherId(swap.name, 2))
     expected = compare_logits(reference(asked), reference(new), ForwardTime(), ForwardTime())
     with pytest.raises(GateRefused, match=f"KL divergence is {expected.kl:.4f} nats, at most 0.0000 asked"):
@@ -368,7 +370,7 @@ def test_the_gate_shows_how_far_the_versions_are_apart_and_a_floor_keeps_the_old
     assert version_of(app, swap) == 1
     gate = app.promote(swap.name, 2, "test", floors=GateFloors(max_kl=1e3)).gate
     assert gate is not None
-    assert (gate.items, gate.agreement) == (64, expected.agreement)
+    assert (gate.items, gate.agreement) == (GATE_ITEMS, expected.agreement)
     assert gate.kl == pytest.approx(expected.kl, rel=1e-6)
     assert gate.old_ms > 0
     assert gate.new_ms > 0
