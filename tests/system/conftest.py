@@ -113,6 +113,7 @@ def ray_cluster() -> Iterator[None]:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
         environment.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; without it Ray warns
         environment.delenv("RAY_ADDRESS", raising=False)
+        environment.setenv("RAY_worker_niceness", "0")  # with Ray's 15, this process's load would starve the replicas
         ray.init(
             address="local",
             num_cpus=3,
