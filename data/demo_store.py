@@ -77,6 +77,8 @@ def main(size: StoreSize = "demo") -> None:
             demo2, full2 and tiny2 are the second set, with other actions in another style, to carry students over to.
     """
     try:
+        if is_store(store_path(size)):
+            print(f"{store_path(size)} is there already")
         make_demo_store(size)
     except (DataError, OSError) as error:
         raise SystemExit(f"error: {error}") from None

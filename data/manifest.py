@@ -27,6 +27,7 @@ SEGMENTS_FOLDER = "segments"
 _MANIFEST_NAME = re.compile(r"manifest-(\d{6})\.json")
 SEGMENT_NAME = re.compile(r"[0-9a-f]{32}\.arrow")
 _CHECKSUM = re.compile(r"[0-9a-f]{16}")
+_STORES_SHOWN = 10
 
 
 class Skipped(NamedTuple):
@@ -108,6 +109,13 @@ def latest_generation(store: Path) -> int:
     return max((int(match.group(1)) for match in found if match), default=0)
 
 
+def _stores_beside(store: Path) -> str:
+    """A clause that names the stores in the same folder, for a name that was mistyped; nothing without any."""
+    folder = store.parent
+    names = [path.name for path in sorted(folder.iterdir()) if latest_generation(path)] if folder.is_dir() else []
+    return f", beside it are {', '.join(names[:_STORES_SHOWN])}" if names else ""
+
+
 def read_manifest(store: Path) -> Manifest:
     """The highest generation. Raises StoreMissing, StoreDamaged.
 
@@ -118,8 +126,9 @@ def read_manifest(store: Path) -> Manifest:
         unfinished = ", only an ingest that was not finished" if (store / SEGMENTS_FOLDER).is_dir() else ""
         raise StoreMissing(
             str(store),
-            f"there is none here{unfinished}; make it with "
-            f"`python -m data.ingest ucf101 --videos DIR --lists DIR --out {store}`",
+            f"there is none here{unfinished}{_stores_beside(store)}; "
+            "`python -m data.ingest --help` says how to make one of your videos, "
+            "`preceptor demo-data --size demo` makes a built-in one",
         )
     path = manifest_path(store, generation)
     try:

@@ -14,6 +14,7 @@ from data.input_spec import InputSpec
 from data.store import ClipStore
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherRef
+from teacher_server.zoo.names import ARCHITECTURES
 from trainer.config import ConfigError, RunConfig
 from trainer.config_checks import NO_BFLOAT16_ON_CPU
 from trainer.sampler import Sampler, count_whole, split_rows
@@ -94,6 +95,10 @@ def make_plan(config: RunConfig, *, trusted: bool = False) -> Plan:
         from trainer.objective import load_extra_loss  # torch is heavy, and most runs have no such loss
 
         load_extra_loss(config.extra_loss, trusted=trusted)
+    if config.student not in ARCHITECTURES:
+        from teacher_server.zoo.registry import build_backbone  # the same: a plug-in is tried before anything starts
+
+        build_backbone(config.student, config.width, trusted=trusted)
     train, validation, test, left_out = split_rows(store, config)
     sampler = Sampler(store.videos, train, config, count_whole(store, config), trusted=trusted)
     return Plan(

@@ -220,7 +220,8 @@ class Roster(RosterLeases):
             raise AliasMoved(name, request.expected, current)
         version = state.version_before(name) if request.version is None else request.version
         if version is None:
-            raise BadQuery(f"alias {name} has pointed to one version only: there is none to go back to")
+            self.library.first(TeacherRef(name))  # raises for a name that there is no teacher of
+            raise BadQuery(f"alias {name} has no promotion left to take back; `teacher list --log` shows its changes")
         if current is None:
             self.library.add_bundled()
         target = TeacherId(name, version)

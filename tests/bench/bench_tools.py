@@ -159,7 +159,8 @@ def private_cluster(num_cpus: int, core: int | None) -> Iterator[None]:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 would put replicas behind processes that Ray did not start
+    # Ray's 15 would put replicas behind processes that Ray did not start. Ray wants the name in small letters.
+    os.environ.update(RAY_worker_niceness="0")
     root = str(Path(__file__).parents[2])
     here = str(Path(__file__).parent)
     ray.init(

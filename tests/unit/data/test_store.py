@@ -184,8 +184,15 @@ def test_the_fingerprint_depends_on_content_alone(tmp_path: Path) -> None:
 
 def test_a_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(StoreMissing, match=r"python -m data.ingest ucf101 .* --out .*"):
+        with pytest.raises(StoreMissing, match=r"python -m data.ingest --help.*preceptor demo-data"):
             ClipStore.open(path)
+
+
+def test_a_missing_store_is_told_with_those_beside_it(tmp_path: Path) -> None:
+    write_store(tmp_path / "there", make_frames())
+    (tmp_path / "no-store").mkdir()
+    with pytest.raises(StoreMissing, match="none here, beside it are there; "):
+        ClipStore.open(tmp_path / "mistyped")
 
 
 def delete(path: Path) -> None:

@@ -137,7 +137,7 @@ def test_another_signature_is_refused_with_the_difference(trained: TeacherLibrar
 
 
 def test_a_rollback_without_a_promotion_is_refused(trained: TeacherLibrary) -> None:
-    with pytest.raises(BadQuery, match="there is none to go back to"):
+    with pytest.raises(BadQuery, match="no promotion left to take back"):
         OfflineControl(trained).rollback("alpha", "ann")
 
 

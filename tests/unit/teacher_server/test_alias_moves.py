@@ -207,7 +207,7 @@ def test_rolling_back_undoes_promotions_one_by_one(roster: Roster) -> None:
     for version in (2, 3):
         promote(roster, version)
     assert [rollback(roster), rollback(roster)] == [TWO, ONE]
-    with pytest.raises(BadQuery, match="none to go back to"):
+    with pytest.raises(BadQuery, match="no promotion left to take back"):
         rollback(roster)
     assert [entry.kind for entry in roster.state().log] == ["first use", "promote", "promote", "rollback", "rollback"]
 
