@@ -30,7 +30,7 @@ from trainer.objective import lambda_at
 from trainer.plan import Plan, student_input
 from trainer.records import step_record
 from trainer.runs import RunFolder
-from trainer.sampler import Sampler, count_whole, split_rows
+from trainer.sampler import Sampler, count_whole, split_rows, write_train_list
 from trainer.schedule import scheduled_lr, set_lr
 from trainer.start import new_state
 from trainer.step import StepNumbers, train_step
@@ -106,6 +106,7 @@ class Trainer:
         first = load_newest(self.run_folder.checkpoints, self.state, self._fixed())
         check_same_start(first, self.collective)
         if self.collective.rank == 0:
+            write_train_list(self.run_folder.train_list, self.store, self.train_rows)
             point_to_best(self.run_folder.checkpoints, self.state.selection)  # a kill may have come before it
         unavailable = self._restore_timeline(first)
         if unavailable:

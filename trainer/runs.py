@@ -39,6 +39,11 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
+    def train_list(self) -> Path:
+        """The keys of the videos that it trains on, one a line."""
+        return self.path / "train_list.txt"
+
+    @property
     def metrics(self) -> Path:
         """A JSON object a line: steps and epochs."""
         return self.path / "metrics.jsonl"

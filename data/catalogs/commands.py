@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from data.plugins import is_plugin_name, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ingest:
+class Ingest(ABC):
     """What every layout has in common."""
 
     videos: Path
@@ -29,9 +30,9 @@ class Ingest:
     timeout_s: float = 60.0
     """Seconds that one video may take."""
 
+    @abstractmethod
     def catalog(self) -> Catalog:
         """Reads folders and lists. Raises CatalogError."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

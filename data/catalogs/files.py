@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -45,8 +46,7 @@ def visible(folder: Path) -> list[Path]:
 def unique_keys(place: str, keys: Sequence[str]) -> tuple[str, ...]:
     """The keys of one list. Raises CatalogError when one is there twice."""
     if len(set(keys)) != len(keys):
-        seen: set[str] = set()
-        twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        [(twice, _)] = Counter(keys).most_common(1)
         raise CatalogError(f"{place} lists {twice} twice")
     return tuple(keys)
 

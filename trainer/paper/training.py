@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data.store import ClipStore
 from teacher_server.serve.deployment import DeployOptions, TeacherService
 from trainer.checkpoint import BEST
 from trainer.collective import Collective
@@ -26,12 +25,10 @@ from trainer.paper.work import Workshop
 from trainer.plan import Plan, make_plan
 from trainer.report_data import Metrics, read_metrics
 from trainer.runs import RunFolder, choose_run
-from trainer.sampler import split_rows, write_train_list
 from trainer.signals import SignalMaker
 from trainer.student_files import LoadedStudent, load_student
 from trainer.teaching import BoundTeacher
 
-TRAIN_LIST = "train_list.txt"
 _ANSWERS = "test"
 
 
@@ -84,19 +81,12 @@ def train(shop: Workshop, config: RunConfig, job_id: str) -> Trained:
             shutil.rmtree(run.path)
         run = choose_run(shop.runs, plan.config, plan.identity)
         with run.locked():
-            _write_list(plan, run)
             outcome = _attempt(shop, plan, run)
         if outcome.status == "stopped":
             raise Stopped
         if outcome.status != "finished":
             raise TrainingFailed(f"{outcome.status.replace('_', ' ')}: {outcome.reason}")
     return Trained(run, plan, read_metrics(run.metrics), read_points(run.path / _ANSWERS))
-
-
-def _write_list(plan: Plan, run: RunFolder) -> None:
-    """Which videos the fraction chose, for people."""
-    store = ClipStore.open(plan.store_path)
-    write_train_list(run.path / TRAIN_LIST, store, split_rows(store, plan.config)[0])
 
 
 def _attempt(shop: Workshop, plan: Plan, run: RunFolder) -> Outcome:

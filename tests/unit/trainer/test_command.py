@@ -179,6 +179,7 @@ def test_a_run_without_teacher_leaves_result_report_and_curves(home, store, caps
     for name in ("pretext_acc", "retrieval_top1", "probe_acc"):
         assert 0.0 <= result[name] <= 1.0
     assert result["num_videos"] == {"train": 12, "validation": 4, "test": 8, "left_out": 1}
+    assert len(set((run / "train_list.txt").read_text().splitlines())) == 12
     assert (run / "report.html").read_bytes().startswith(b"<!doctype html>")
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((run / "tensorboard").iterdir())
