@@ -1,5 +1,5 @@
 # make demo    from nothing to a trained student, with the figures side by side
-# make test    lint, types, import contracts and all tests
+# make test    lint, types, import contracts and all tests but those of make test-long
 # make check   the quick part of it
 # make chaos   the faults of the promises in their full form
 SHELL := /bin/bash
@@ -7,17 +7,21 @@ PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
-# A process per core, with one thread each; the system tests start processes of their own and have the cores to themselves.
-UNIT_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit -n auto --dist loadfile
+# Two processes, with one thread each; system tests mostly wait for processes of their own to start. What they put under
+# load has the cores to itself.
+IN_TWO := -n 2 --dist loadfile
+LOAD_TESTS := tests/system/test_swaps_under_load.py
+UNIT_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit $(IN_TWO)
+SYSTEM_TESTS := $(PY) -m pytest tests/system --ignore $(LOAD_TESTS) $(IN_TWO)
 
 export PRECEPTOR_HOME ?= $(CURDIR)/var
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo data teachers test chaos check lint bench clean
+.PHONY: help venv demo data teachers test test-long chaos check lint bench clean
 
 help:  ## show this text
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 venv: $(STAMP)  ## the set-up alone: .venv with the locked versions
 
@@ -49,10 +53,14 @@ check: lint  ## lint, types, import contracts and the unit tests
 
 test: lint  ## the same and the system tests
 	$(UNIT_TESTS)
-	$(PY) -m pytest tests/system
+	$(SYSTEM_TESTS) -m "not long"
+	$(PY) -m pytest $(LOAD_TESTS)
+
+test-long: $(STAMP)  ## the system tests that take longer
+	$(SYSTEM_TESTS) -m long
 
 chaos: $(STAMP)  ## the promises under faults, in full: kills, swaps under load, overload
-	$(PY) -m pytest tests/system/test_swaps_under_load.py tests/system/test_training_faults.py --full -s
+	$(PY) -m pytest $(LOAD_TESTS) tests/system/test_training_faults.py --full -s
 
 bench: $(STAMP)  ## benchmarks, as ratios
 	$(PY) tests/bench/render.py

@@ -7,6 +7,7 @@ $PRECEPTOR_HOME/datasets/<size>   the video files        $PRECEPTOR_HOME/stores/
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -26,25 +27,31 @@ StoreSize = Literal["demo", "full", "tiny", "demo2", "full2", "tiny2"]
 FRAME_SIZE = (64, 86)  # height, width: small enough for a laptop to train on
 
 
-def make_demo_store(size: StoreSize = "demo") -> Path:
+def make_demo_store(
+    size: StoreSize = "demo",
+    store: str = "",
+    *,
+    frame_size: tuple[int, int] = FRAME_SIZE,
+    say: Callable[[str], None] = print,
+) -> Path:
     """Draws and ingests the set of this size; what is there already is kept. Returns the store's path.
 
     demo2, full2 and tiny2 are sizes of the second set: other actions, another style, HMDB51's layout.
+    store: its name, if not that of the size.
 
     Raises DataError, for a damaged store too, or OSError when the folders cannot be written.
     """
-    target = store_path(size)
+    target = store_path(store or size)
     if is_store(target):
         return target
     videos = home() / "datasets" / size
     videos.parent.mkdir(parents=True, exist_ok=True)
     catalog = _draw(videos, size)
     target.parent.mkdir(parents=True, exist_ok=True)
-    report = ingest_catalog(catalog, target, frame_size=FRAME_SIZE)
-    print(
+    report = ingest_catalog(catalog, target, frame_size=frame_size)
+    say(
         f"{target}: {report.num_videos} videos, {report.num_frames} frames, {report.num_bytes / 1e6:.0f} MB, "
-        f"{report.seconds:.0f} s, store {report.fingerprint[:12]}",
-        flush=True,
+        f"{report.seconds:.0f} s, store {report.fingerprint[:12]}"
     )
     return target
 

@@ -15,6 +15,7 @@ preceptor demo-data         the built-in data set
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Literal
 
@@ -23,6 +24,7 @@ from tyro.extras import SubcommandApp
 from data.errors import DataError
 
 BAD_INPUT = 2
+BROKEN_PIPE = 141  # as shells say it: 128 + SIGPIPE
 PROG = "preceptor"
 
 
@@ -95,6 +97,16 @@ def demo_data(size: Literal["demo", "full", "tiny", "demo2", "full2", "tiny2"] =
     make(size)
 
 
+def _reader_has_enough() -> bool:
+    """Whether nobody reads standard output any more, as in `preceptor ... | head`; it goes nowhere then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit says so again
+        return True
+    return False
+
+
 def main() -> int:
     """Runs the command: 0, 1 when a check found something wrong, or 2 with one sentence for wrong input."""
     # Imported late for speed, early for what may be raised below.
@@ -124,6 +136,12 @@ def main() -> int:
         code = app.cli(
             prog=PROG, description="Teachers as a service for video students. Training: python trainer/run.py"
         )
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        if not _reader_has_enough():
+            print(f"error: {error}", file=sys.stderr)
+            return BAD_INPUT
+        return BROKEN_PIPE
     except (DataError, TeacherError, ConfigError, TrainingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tyro.conf import Positional
+from services.arguments import Checkpoint
 
 
 def evaluate(
-    checkpoint: Positional[str],
+    checkpoint: Checkpoint,
     store: str = "",
     protocol: Literal["finetune", "probe", "retrieval", "pretext"] = "finetune",
     mode: Literal["head", "full"] = "head",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
+from services.arguments import Student
 
 
 def export(
-    student: Positional[str],
+    student: Student,
     format: Literal["pth", "onnx"] = "pth",
     out: Path | None = None,
     takes: Literal["clip", "tuple"] = "clip",

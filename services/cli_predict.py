@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from tyro.conf import Positional
+from services.arguments import Checkpoint, Files
 
 
 def predict(
-    checkpoint: Positional[str],
-    files: Positional[tuple[Path, ...]],
+    checkpoint: Checkpoint,
+    files: Files,
     store: str = "",
     clips: int = 10,
     top: int = 5,

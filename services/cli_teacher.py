@@ -6,9 +6,9 @@ import getpass
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
 from tyro.extras import SubcommandApp
 
+from services.arguments import Members, Name, Source, Teacher, Version
 from teacher_server.importers.layout import Triple
 from teacher_server.importers.wishes import Wishes
 from teacher_server.promotion import GateFloors
@@ -33,7 +33,7 @@ def list_(log: bool = False) -> None:
 
 
 def import_(
-    source: Positional[str],
+    source: Source,
     name: str,
     layout: LayoutName = "auto",
     arch: str | None = None,
@@ -104,7 +104,7 @@ def import_(
     print("nothing was added: this was a dry run" if teacher is None else f"{teacher} added to {library.root}")
 
 
-def ensemble(name: Positional[str], members: Positional[tuple[str, ...]]) -> None:
+def ensemble(name: Name, members: Members) -> None:
     """Add a teacher that averages the probabilities of others.
 
     Example: preceptor teacher ensemble both r3d@1=0.5 r2plus1d@1=0.5
@@ -118,7 +118,7 @@ def ensemble(name: Positional[str], members: Positional[tuple[str, ...]]) -> Non
     add_ensemble(name, members)
 
 
-def verify(teacher: Positional[str], device: Literal["cpu", "cuda"] = "cpu") -> int:
+def verify(teacher: Teacher, device: Literal["cpu", "cuda"] = "cpu") -> int:
     """Check one teacher: files, digest, self-test, speed in both precisions.
 
     The exit code is 1 when something is wrong with it.
@@ -135,8 +135,8 @@ def verify(teacher: Positional[str], device: Literal["cpu", "cuda"] = "cpu") -> 
 
 
 def promote(
-    name: Positional[str],
-    version: Positional[int],
+    name: Name,
+    version: Version,
     min_agreement: float | None = None,
     max_kl: float | None = None,
     max_latency_ratio: float | None = None,
@@ -167,7 +167,7 @@ def promote(
     change(name, version, who=who or _user(), gateway=gateway, floors=floors, expected=expected)
 
 
-def rollback(name: Positional[str], expected: int | None = None, who: str = "", gateway: str = "") -> None:
+def rollback(name: Name, expected: int | None = None, who: str = "", gateway: str = "") -> None:
     """Point an alias back at the version that it had before its last promotion.
 
     Example: preceptor teacher rollback r2plus1d
@@ -183,7 +183,7 @@ def rollback(name: Positional[str], expected: int | None = None, who: str = "", 
     change(name, who=who or _user(), gateway=gateway, expected=expected)
 
 
-def evict(teacher: Positional[str], who: str = "", gateway: str = "") -> None:
+def evict(teacher: Teacher, who: str = "", gateway: str = "") -> None:
     """Unload a version from all replicas, once its questions are answered. One that is needed stays.
 
     Example: preceptor teacher evict r2plus1d@1
@@ -198,9 +198,7 @@ def evict(teacher: Positional[str], who: str = "", gateway: str = "") -> None:
     unload(teacher, who=who or _user(), gateway=gateway)
 
 
-def bench(
-    teacher: Positional[str], views: int = 24, seconds: float = 5.0, in_flight: int = 4, gateway: str = ""
-) -> None:
+def bench(teacher: Teacher, views: int = 24, seconds: float = 5.0, in_flight: int = 4, gateway: str = "") -> None:
     """Measure how fast a teacher answers: the running service, or this process when there is none.
 
     Example: preceptor teacher bench r2plus1d --views 48
@@ -227,7 +225,7 @@ def ledger_list() -> None:
     list_ledgers()
 
 
-def ledger_verify(name: Positional[str], sample: int = 64, seed: int = 0) -> int:
+def ledger_verify(name: Name, sample: int = 64, seed: int = 0) -> int:
     """Ask the teacher again for some recorded answers and print the differences. Exit code 1 when there are any.
 
     Example: preceptor ledger verify r2plus1d@1 --sample 200

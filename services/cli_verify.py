@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import Positional
+from services.arguments import Run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trainer.verify_run import Bits, Verification
 
 
-def verify(run: Positional[str], steps: int = 20, seed: int = 0, reach: int = 64, ledger: bool = False) -> int:
+def verify(run: Run, steps: int = 20, seed: int = 0, reach: int = 64, ledger: bool = False) -> int:
     """Train random steps of a run again, from its checkpoints, and compare weights and losses bit by bit.
 
     For runs of one worker on the CPU. Steps are reached from the checkpoints that the run has kept and from its

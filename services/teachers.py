@@ -15,7 +15,7 @@ from services.finding import find, operator_control, teacher_client
 from teacher_server.card import EnsembleCard, TeacherCard
 from teacher_server.errors import BadQuery, LibraryError
 from teacher_server.library import TeacherEntry, TeacherLibrary
-from teacher_server.promotion import GateFloors, GateReport, Promotion
+from teacher_server.promotion import GateFloors, Promotion
 from teacher_server.protocol import TeacherId
 from trainer.config import ConfigError
 
@@ -162,22 +162,12 @@ def speed_lines(teacher: TeacherId, speed: Speed, in_flight: int) -> list[str]:
 
 def promotion_lines(promotion: Promotion) -> list[str]:
     """From what to what, how the two compare, and the seconds by phase."""
-    lines = [gate_line(promotion.gate)] if promotion.gate is not None else []
+    lines = [f"gate       {promotion.gate.figures()}"] if promotion.gate is not None else []
     if promotion.seconds:
         lines.append("seconds    " + ", ".join(f"{phase} {value:.3f}" for phase, value in promotion.seconds.items()))
     if promotion.previous == promotion.teacher:
         return [*lines, f"{promotion.teacher.name} points to {promotion.teacher} already"]
     return [*lines, f"{promotion.teacher.name}: {promotion.previous or 'new'} -> {promotion.teacher}"]
-
-
-def gate_line(gate: GateReport) -> str:
-    """The new version beside the old one."""
-    if gate.items == 0:
-        return "gate       no recorded views to compare on"
-    return (
-        f"gate       agreement {gate.agreement:.1%} on {gate.items} items, KL {gate.kl:.4f} nats, "
-        f"{gate.old_ms:.2f} -> {gate.new_ms:.2f} ms per clip"
-    )
 
 
 def add_ensemble(name: str, members: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from teacher_server.errors import BadQuery
 from teacher_server.protocol import TeacherId, new_request_id
 
 
@@ -32,6 +33,13 @@ class GateFloors:
     max_kl: float | None = None
     max_latency_ratio: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise BadQuery(f"the least agreement is a share from 0 to 1, got {self.min_agreement:g}")
+        for name, value in (("KL divergence", self.max_kl), ("ratio of latencies", self.max_latency_ratio)):
+            if value is not None and not value >= 0:
+                raise BadQuery(f"the largest {name} must be a number >= 0, got {value:g}")
+
     @property
     def any(self) -> bool:
         """Whether there is a floor at all."""
@@ -51,6 +59,15 @@ class GateReport:
     kl: float
     old_ms: float
     new_ms: float
+
+    def figures(self) -> str:
+        """All of it, for people."""
+        if self.items == 0:
+            return "no recorded views to compare on"
+        return (
+            f"agreement {self.agreement:.1%} on {self.items} items, KL {self.kl:.4f} nats, "
+            f"{self.old_ms:.2f} -> {self.new_ms:.2f} ms per clip"
+        )
 
     def refusals(self, floors: GateFloors) -> tuple[str, ...]:
         """Why this report does not pass, as sentences; empty when it does. Without items no floor is passed."""

@@ -72,7 +72,8 @@ class RunConfig:
     subset_seed: int = 0
     """Seed of the choice that a fraction makes."""
     equal_steps: bool = False
-    """A fraction takes as many steps as the whole list would, in more epochs, instead of as many epochs."""
+    """A fraction takes as many steps as the whole list would, in more epochs, instead of as many epochs. Validation,
+    checkpoints and what counts epochs by them (plateau, early stop) stay about as frequent as with the whole list."""
 
     epochs: int = 5
     """Passes over the training videos."""
@@ -199,7 +200,7 @@ class RunConfig:
     resume: Literal["auto", "never"] = "auto"
     """auto: go on with the newest unfinished run of the same settings (or with --run-id's). never: start a new one."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0 means at the end of every epoch."""
+    """Steps between checkpoints; 0 means at the end of every validated epoch."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep, beside the best one on validation; `preceptor verify` starts from them."""
     log_views: bool = False
@@ -212,7 +213,7 @@ class RunConfig:
     evaluate: bool = True
     """Evaluate at the end."""
     eval_every: int = 0
-    """Epochs between pretext evaluations on the test list, for the curves; 0: at the end only."""
+    """Validated epochs between pretext evaluations on the test list, for the curves; 0: at the end only."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 from data.plugins import is_plugin_name
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 NO_BFLOAT16_ON_CPU = (
     "--student-precision bfloat16 needs a GPU: on the CPU its backward pass differs between identical runs"
 )
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SMALLEST_CROP = 32
 _LARGEST_WIDTH = 4.0
 _POSITIVE = (
@@ -69,6 +71,8 @@ def _check_numbers(config: RunConfig) -> None:
 
 
 def _check_training(config: RunConfig) -> None:
+    if config.run_id and not _RUN_ID.fullmatch(config.run_id):
+        raise ConfigError(f"run id {config.run_id!r}: expected letters, digits, dots, - and _")
     if config.bank_momentum >= 1:
         raise ConfigError(f"bank_momentum must be below 1, or the bank never changes, got {config.bank_momentum}")
     if not 0 < config.fraction <= 100:
@@ -79,6 +83,8 @@ def _check_training(config: RunConfig) -> None:
         raise ConfigError(f"width must be at most {_LARGEST_WIDTH:g}, as on a teacher's card, got {config.width}")
     if config.batch_size < max(2, config.num_workers):
         raise ConfigError(f"batch_size must be at least 2 and at least a tuple per worker, got {config.batch_size}")
+    if config.schedule == "step" and config.equal_steps:
+        raise ConfigError("--schedule step counts epochs, which --equal-steps makes shorter: use cosine or plateau")
     if config.student_precision == "bfloat16" and config.device == "cpu":
         raise ConfigError(NO_BFLOAT16_ON_CPU)
 

@@ -27,7 +27,7 @@ from trainer.totals import Totals
 
 
 class EpochEnd:
-    """Called by all workers after the last step of each epoch. log: of rank 0, None on the others."""
+    """Called by all workers after the last step of each validated epoch. log: of rank 0, None on the others."""
 
     def __init__(
         self,
@@ -46,8 +46,9 @@ class EpochEnd:
         self._log = log
         self._began = time.perf_counter()
 
-    def __call__(self, state: TrainingState, *, epoch: int, num_steps: int) -> None:
-        """epoch: from 0; num_steps: done so far. Changes schedule, selection and totals of the state."""
+    def __call__(self, state: TrainingState, *, epoch: int, count: int, num_steps: int) -> None:
+        """epoch: from 0; count: validated epochs, num_steps: steps so far. Changes schedule, selection and totals of
+        the state."""
         self._collective.same_buffers(state.network)
         figures = torch.zeros(2, dtype=torch.float64)
         values: dict[str, Any] = {}
@@ -55,7 +56,7 @@ class EpochEnd:
             validation = self._pretext(state.network, self._val_rows, tuples_per_video=1)
             figures = torch.tensor([validation.balanced_accuracy, validation.loss], dtype=torch.float64)
             values |= _named("val", validation)
-            if self._config.eval_every and (epoch + 1) % self._config.eval_every == 0:
+            if self._config.eval_every and count % self._config.eval_every == 0:
                 values |= _named("test", self._pretext(state.network, self._test_rows, self._config.eval_tuples))
         balanced_acc, loss = self._collective.sum(figures).tolist()  # rank 0's: the others add 0
         if self._config.schedule == "plateau":

@@ -161,8 +161,10 @@ class Trainer:
                 assert loaded is not None
                 self._one_step(of_one_version(loaded), began)
                 stopping = self.collective.any(self.should_stop())
-                if self.sampler.ends_epoch(step):
-                    self._end_epoch(self.state, epoch=self.sampler.epoch_of(step), num_steps=step + 1)
+                if self.sampler.is_validated(step):
+                    epoch = self.sampler.epoch_of(step)
+                    count = self.sampler.validated_epochs.index(epoch + 1) + 1
+                    self._end_epoch(self.state, epoch=epoch, count=count, num_steps=step + 1)
                 if self._is_checkpoint(step) or stopping:
                     unwritten = self._save(step + 1)
                     if unwritten:
@@ -244,7 +246,7 @@ class Trainer:
 
     def _is_checkpoint(self, step: int) -> bool:
         every = self.config.checkpoint_every
-        return self.sampler.ends_epoch(step) or (every > 0 and (step + 1) % every == 0)
+        return self.sampler.is_validated(step) or (every > 0 and (step + 1) % every == 0)
 
     def _save(self, num_steps: int) -> str:
         """A checkpoint; before it the answers that its steps have paid for, on every worker.

@@ -12,6 +12,7 @@ from pathlib import Path
 from data.home import ledgers_folder, store_path, teachers_folder
 from data.input_spec import InputSpec
 from data.store import ClipStore
+from teacher_server.ledger.store import ledger_folders
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherRef
 from teacher_server.zoo.names import ARCHITECTURES
@@ -90,6 +91,8 @@ def make_plan(config: RunConfig, *, trusted: bool = False) -> Plan:
             "choose a smaller crop, or ingest with a larger --size"
         )
     teacher = teacher_facts(config)
+    if config.ledger == "replay" and not timeline:
+        _check_recorded(config)
     student_action_classes(config, teacher, store.classes)
     if config.extra_loss:
         from trainer.objective import load_extra_loss  # torch is heavy, and most runs have no such loss
@@ -118,6 +121,16 @@ def make_plan(config: RunConfig, *, trusted: bool = False) -> Plan:
         teacher=teacher,
         trusted=trusted,
     )
+
+
+def _check_recorded(config: RunConfig) -> None:
+    """Raises ConfigError when a replay would find nothing at all of its teacher."""
+    ref, root = config.teacher_ref, ledgers_folder()
+    if ref is not None and not any(path.name.startswith(f"{ref.name}@") for path in ledger_folders(root)):
+        raise ConfigError(
+            f"--ledger replay: no answers of teacher {ref.name} are recorded in {root}; a run with --ledger record or "
+            "auto records them"
+        )
 
 
 def student_input(config: RunConfig) -> InputSpec:

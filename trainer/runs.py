@@ -19,8 +19,6 @@ from typing import Any
 from data.atomic import write_atomic
 from trainer.config import NO_TEACHER, ConfigError, RunConfig, from_json
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -148,8 +146,6 @@ def choose_run(runs: Path, config: RunConfig, identity: str | None = None) -> Ru
 
 
 def _named_run(runs: Path, config: RunConfig, identity: str) -> RunFolder:
-    if not _ID.fullmatch(config.run_id):
-        raise ConfigError(f"run id {config.run_id!r}: expected letters, digits, dots, - and _")
     run = RunFolder(runs / config.run_id)
     if not run.path.exists():
         return _new_run(runs, config.run_id, config, identity)

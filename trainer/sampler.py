@@ -97,11 +97,24 @@ def _steps_per_epoch(num_videos: int, config: RunConfig) -> int:
     return steps
 
 
+def validated_epochs(num_epochs: int, config: RunConfig) -> frozenset[int]:
+    """The epochs, counted from 1, that validation follows: all, but with equal steps only about as many as there would
+    be on the whole list, because the epochs of a small fraction hold few steps. Every quarter of the run is among them.
+
+    >>> sorted(validated_epochs(64, RunConfig(epochs=6, equal_steps=True)))
+    [8, 16, 24, 32, 40, 48, 56, 64]
+    """
+    if not config.equal_steps:
+        return frozenset(range(1, num_epochs + 1))
+    times = 4 * math.ceil(config.epochs / 4)
+    return frozenset(math.floor(part * num_epochs / times + 0.5) for part in range(1, times + 1)) - {0}
+
+
 class Sampler:
     """Steps to views. A last partial batch is used if every worker gets a tuple of it and it has at least 2.
 
     num_whole: training videos at 100 percent (`count_whole`). With config.equal_steps the run has as many steps as it
-    would have with all of them, and passes over its fraction so much more often.
+    would have with all of them, and passes over its fraction so much more often; validation stays about as frequent.
     """
 
     def __init__(
@@ -125,6 +138,7 @@ class Sampler:
         self.steps_per_epoch = _steps_per_epoch(len(rows), config)
         whole = num_whole if config.equal_steps and num_whole is not None else len(rows)
         self._planned_steps = config.epochs * _steps_per_epoch(whole, config)
+        self._validated_epochs = validated_epochs(math.ceil(self._planned_steps / self.steps_per_epoch), config)
         self._position_of = np.full(len(videos.keys), -1, dtype=np.int64)
         self._position_of[rows] = np.arange(len(rows))
         self._epoch = -1
@@ -144,9 +158,16 @@ class Sampler:
         """The epoch that a step (from 0) belongs to."""
         return step // self.steps_per_epoch
 
-    def ends_epoch(self, step: int) -> bool:
-        """Whether this is the last step of its epoch or of the run."""
-        return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.total_steps
+    @property
+    def validated_epochs(self) -> tuple[int, ...]:
+        """The epochs, counted from 1, that validation follows, in their order."""
+        within = (epoch for epoch in self._validated_epochs if epoch < self.total_epochs)
+        return (*sorted(within), self.total_epochs)
+
+    def is_validated(self, step: int) -> bool:
+        """Whether validation, and a checkpoint, follow this step: the last of a validated epoch or of the run."""
+        ends_epoch = (step + 1) % self.steps_per_epoch == 0
+        return (ends_epoch and self.epoch_of(step) + 1 in self._validated_epochs) or step + 1 == self.total_steps
 
     def views(self, step: int, rank: int = 0, world: int = 1) -> ViewBatch:
         """The tuples of a step, or a worker's contiguous share of them."""

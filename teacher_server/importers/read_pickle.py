@@ -88,7 +88,7 @@ def refusal(error: Exception) -> str:
         )
     if "memory" in text or "allocat" in text:
         return f"it takes more memory than reading it may take ({text[:150]})"
-    return f"it is damaged or no torch checkpoint ({type(error).__name__}: {text[:150]})"
+    return f"it is damaged, or no file that torch.save wrote (torch: {type(error).__name__}: {text[:150]})"
 
 
 def _load(path: Path, *, trust: bool) -> object:

@@ -201,7 +201,8 @@ class Roster(RosterLeases):
     def _resolve(self, state: RosterState, ref: TeacherRef) -> tuple[RosterState, TeacherId]:
         if ref.name not in state.aliases:
             self.library.add_bundled()
-            first = self.library.first(TeacherRef(ref.name)).version
+        if ref.name not in state.aliases and ref.version is None:  # a pinned version needs no alias that keeps it
+            first = self.library.first(ref).version
             state = state.with_change(
                 AliasChange(when=self._clock(), who="roster", name=ref.name, old=None, new=first, kind="first use")
             )

@@ -126,7 +126,7 @@ class Promoter:
         if not math.isfinite(report.kl):
             refusals = ("its answers to recorded views are not finite", *refusals)
         if refusals:
-            raise GateRefused(str(new), refusals)
+            raise GateRefused(str(new), (*refusals, f"measured: {report.figures()}"))
         return report if reports else None
 
     def _undo(self, proposal: Proposal) -> None:

@@ -39,7 +39,7 @@ from bench_tools import (
     write_json,
 )
 from engine_loop import EngineLoop
-from student import Block, Setup, StudentProcess, Trained
+from student import FILL_STEPS, Block, Setup, StudentProcess, Trained
 
 from data.home import VARIABLE
 from teacher_server.library import TeacherLibrary
@@ -49,6 +49,7 @@ from teacher_server.serve.deployment import TeacherService
 PARTS = ("retention", "replay", "one-core", "equal")
 WIDTH, BATCH = 0.25, 4
 STEPS = 2  # measured per block
+EQUAL_STEPS = 10  # of each student: a short window would be all beginning and end
 LEAST_STEP_S = 1.0
 ASKED = {"retention": 0.95, "replay": 0.98, "one-core": 1.05}
 BOTH_CORES = {OTHER_CORE, TEACHER_CORE}
@@ -187,14 +188,13 @@ def equal(bench: Bench) -> None:
                 # Views of its own in every row: an earlier row's answers must not be at hand.
                 first_seed = 10 * len(rows)
                 students = [bench.student(None, first_seed + (0 if views == "shared" else i)) for i in range(count)]
-                steps = max(4, 12 // count)
                 for each in students:
                     each.start(Block(arm, 1))  # type: ignore[arg-type]
                 for each in students:
                     each.wait()
                 answered = bench.clips_answered()
                 for each in students:
-                    each.start(Block(arm, steps))  # type: ignore[arg-type]
+                    each.start(Block(arm, EQUAL_STEPS))  # type: ignore[arg-type]
                 time.sleep(1.0)
                 student_memory = sum(_memory(each.pid) for each in students)
                 memory = student_memory + (_memory_of_cluster() if arm == "served" else 0.0)
@@ -204,7 +204,8 @@ def equal(bench: Bench) -> None:
                 span = max(each.ended for each in trained) - min(each.began for each in trained)
                 for each in students:
                     each.end()
-                found[arm] = clips / span, memory, student_memory, answered
+                asked = 3 * BATCH * count * (EQUAL_STEPS + 2 * FILL_STEPS)
+                found[arm] = clips / span, memory, student_memory, answered / asked
             served, inside = found["served"], found["in_process"]
             rows.append(
                 (
@@ -212,12 +213,12 @@ def equal(bench: Bench) -> None:
                     views,
                     *(f"{x:.2f}" for x in (served[0], inside[0], served[0] / inside[0])),
                     *(f"{x:.0f}" for x in (served[1], served[2], inside[1])),
-                    served[3],
+                    f"{served[3]:.2f}",
                 )
             )
             figures[f"{count} {views}"] = {"served": served, "in process": inside}
     header = ("students", "views", "served clips/s", "in process clips/s", "ratio")
-    memory_header = ("served MiB, Ray too", "of it students", "in process MiB", "clips the teacher computed")
+    memory_header = ("served MiB, Ray too", "of it students", "in process MiB", "computed / asked")
     print_rows("equal hardware, two cores", header + memory_header, rows)
     bench.results["equal"] = figures
 

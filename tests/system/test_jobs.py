@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
@@ -98,6 +98,7 @@ def test_word_for_word_against_a_head_that_was_started_in_the_repository(sandbox
         assert result["teacher_timeline"][0]["teacher"] == "r2plus1d@1"
 
 
+@pytest.mark.long
 def test_with_a_working_dir_against_a_head_that_was_started_elsewhere(sandbox: ModuleType, tmp_path: Path) -> None:
     (documented,) = re.findall(r"`(ray job submit --working-dir \. --runtime-env-json [^`]*)`", README)
     with sandbox.Sandbox() as box:

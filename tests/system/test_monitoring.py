@@ -26,7 +26,7 @@ import yaml
 from teacher_server.library import TeacherLibrary
 from teacher_server.roster.roster import Roster
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(900)]
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 LIMIT_S = 240.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 RESULT_KEYS = {
     "teacher", "student", "pretext_acc", "retrieval_top1", "probe_acc", "steps", "seconds", "teacher_wait_share",
@@ -51,6 +51,7 @@ def test_one_command_trains_under_a_served_teacher(trained: Any) -> None:
     assert json.loads((run / "config.json").read_text())["teacher"] == "r2plus1d"
 
 
+@pytest.mark.long
 def test_views_are_the_same_for_one_worker_and_for_two_with_and_without_a_teacher(trained: Any) -> None:
     box = trained
     settings = ("--teacher", "none", "--epochs", "2", "--log-views", "--no-evaluate")
@@ -93,6 +94,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_to_the_same_bytes(sandbox: Mo
         assert box.logged_views("stopped") == box.logged_views("undisturbed")
 
 
+@pytest.mark.long
 def test_ctrl_c_before_the_first_step_ends_at_once_and_cleanly(sandbox: ModuleType) -> None:
     with sandbox.Sandbox() as box:
         process = box.start_training("--teacher", "r3d", "--run-id", "early")
@@ -105,6 +107,7 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_cleanly(sandbox: ModuleTy
         box.assert_no_process_left()
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_restarted_and_ends_with_the_same_bytes(sandbox: ModuleType) -> None:
     with sandbox.Sandbox() as box:
         settings = ("--teacher", "none", "--epochs", "4", "--no-evaluate", "--checkpoint-every", "2")

@@ -107,8 +107,9 @@ def test_the_only_replica_is_killed_and_the_run_ends_with_the_same_bytes(
         f"the only replica killed, 0 failed steps, same bytes: {'; '.join(map(str, stalls))}",
         f"same bytes, a stall of at most one step + {STALL_WITHOUT_S:.0f} s",
     )
-    for stall in stalls:
-        stall.check(STALL_WITHOUT_S)
+    if form is FULL:  # figures of time, for an idle machine; the short form prints them
+        for stall in stalls:
+            stall.check(STALL_WITHOUT_S)
 
 
 def test_one_of_two_replicas_is_stopped_then_one_is_killed_and_the_run_ends_with_the_same_bytes(
@@ -140,10 +141,11 @@ def test_one_of_two_replicas_is_stopped_then_one_is_killed_and_the_run_ends_with
         f"same bytes, a stall of at most one step + {STALL_WITH_SURVIVOR_S:.0f} s, and for a stopped one + the "
         f"limit of a question, {QUESTION_LIMIT_S:.0f} s",
     )
-    for stall in stopped:
-        stall.check(QUESTION_LIMIT_S + STALL_WITH_SURVIVOR_S)
-    for stall in killed:
-        stall.check(STALL_WITH_SURVIVOR_S)
+    if form is FULL:
+        for stall in stopped:
+            stall.check(QUESTION_LIMIT_S + STALL_WITH_SURVIVOR_S)
+        for stall in killed:
+            stall.check(STALL_WITH_SURVIVOR_S)
 
 
 def test_the_check_of_stalls_finds_a_planted_one(fault_stage: ModuleType) -> None:

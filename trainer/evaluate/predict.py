@@ -102,12 +102,14 @@ def predict(
     """An answer for each file, in order, as soon as it is known.
 
     gallery: nearest videos are wanted; without it the student must have an action head. Raises EvaluationError when it
-    has neither, before any file is opened.
+    has neither, and for a gallery without any of the files, before one is opened.
     """
     options = options or PredictOptions()
     if gallery is None:
         answerer: _Classifier | _Nearest = _Classifier(student, options)
     else:
+        if not any(file.is_file() for file in files):  # a gallery takes a while
+            raise EvaluationError(f"there is no such file: {', '.join(map(str, files))}")
         answerer = _Nearest(student, gallery, options, progress)
     frame_size = answerer.frame_size
     check_frames(frame_size, student.config.clip_spec, "what this student is asked about")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from data.views import NUM_PRETEXT
 from trainer.paper.controls import SMOOTHED, UNTRAINED, control_kind, counterpart_terms
 from trainer.paper.differences import Term, difference, gain_terms, seeds_of_all
 from trainer.paper.findings import measured_pairs
@@ -30,8 +31,12 @@ EARLY_GAIN = 0.02
 """The least paired early gain that the project's claim counts."""
 PAIRS_NEEDED = 4
 """Of the six pairs, in both claims on early gains."""
+CHANCE = 1 / NUM_PRETEXT
+"""Pretext accuracy of guessing, and of a network that always gives the same answer."""
 HARDLY = 0.05
 """Accuracy `hardly` depends on the amount of data if it changes by less than this; ours, the paper names no figure."""
+
+_IDLE_RULE = "A share on which the rows' mean early accuracy is not above guessing decides nothing."
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,11 @@ def early_gains(grid: Grid) -> Claim:
     """The paper's headline."""
     by_fraction = {fraction: _pairs(grid, fraction) for fraction in grid.fractions}
     measured = {fraction: gains for fraction, gains in by_fraction.items() if gains}
-    parts = [_enough(sum(gain.above_zero for gain in gains), len(gains)) for gains in measured.values()]
+    idle = [fraction for fraction in measured if not learned_early(grid, fraction)]
+    parts = [
+        None if fraction in idle else _enough(sum(gain.above_zero for gain in gains), len(gains))
+        for fraction, gains in measured.items()
+    ]
     every = [gain for gains in measured.values() for gain in gains]
     means = "; ".join(f"{fraction:g} %: {points(_mean(gains))}" for fraction, gains in measured.items())
     return Claim(
@@ -92,10 +101,10 @@ def early_gains(grid: Grid) -> Claim:
         "paper",
         "Knowledge distillation gives early gains.",
         "On every share of the data that was run, at least 4 of the 6 pairs have an early gain whose interval lies "
-        "above 0.",
+        f"above 0. {_IDLE_RULE}",
         _all(parts),
         f"Of {len(every)} measured gains {sum(gain.above_zero for gain in every)} have an interval above 0 and "
-        f"{sum(gain.below_zero for gain in every)} one below 0. Means: {means or 'none'}.",
+        f"{sum(gain.below_zero for gain in every)} one below 0. Means: {means or 'none'}.{_idle_words(idle)}",
     )
 
 
@@ -103,15 +112,19 @@ def largest_at_least_data(grid: Grid) -> Claim:
     """The mean early gain at 2 % against that at every other share."""
     others = [fraction for fraction in grid.fractions if fraction != 2.0]
     found = {fraction: _gain_beyond(grid, 2.0, fraction) for fraction in others}
-    known = [above(over) for over in found.values()]
+    idle = [2.0] if 2.0 in grid.fractions and not learned_early(grid, 2.0) else []
+    known = [None if idle else above(over) for over in found.values()]
     words = "; ".join(f"than at {fraction:g} %: {in_words(over)}" for fraction, over in found.items())
     return Claim(
         "largest-at-2",
         "paper",
         "The gains are largest with 2 % of the data.",
-        "The mean early gain of the pairs at 2 % is greater than at every other share, each with an interval above 0.",
+        "The mean early gain of the pairs at 2 % is greater than at every other share, each with an interval above 0. "
+        f"{_IDLE_RULE}",
         _all(known) if 2.0 in grid.fractions else "not testable here",
-        f"Gain at 2 % greater {words}." if others and 2.0 in grid.fractions else "One share of the data is not enough.",
+        f"Gain at 2 % greater {words}.{_idle_words(idle)}"
+        if others and 2.0 in grid.fractions
+        else "One share of the data is not enough.",
     )
 
 
@@ -125,7 +138,8 @@ def better_teacher(grid: Grid, student: str) -> Claim:
         f"teacher-of-{student}",
         "paper",
         f"{display(student)} learns more from {display(best)} than from {display(other)}.",
-        "At 100 % of the data, late, the paired difference of the two has an interval above 0.",
+        "At 100 % of the data, late, the paired difference of the two has an interval above 0. One network of each "
+        "architecture taught: another might teach otherwise.",
         verdict_of(above(found)),
         f"{display(best)} minus {display(other)}: {in_words(found)}; in the paper "
         f"{points(_paper_late(student, best) - _paper_late(student, other))}.",
@@ -155,6 +169,16 @@ def over_control(grid: Grid, kind: str, fraction: float) -> Difference | None:
         for term in counterpart_terms(grid, arm, fraction)
     ]
     return difference(grid, terms, "early")
+
+
+def learned_early(grid: Grid, fraction: float) -> bool:
+    """Whether the early accuracy of the rows of Table 2, their mean, lies above guessing, interval and all.
+
+    Where it does not, too few steps were done for any of them to learn, and equal accuracies say nothing of teachers.
+    """
+    arms = [arm for arm in map(_arm_of_row, ROWS) if grid.of(arm, fraction)]
+    found = difference(grid, [Term(1 / len(arms), arm, fraction) for arm in arms], "early") if arms else None
+    return found is not None and (found.mean if found.interval is None else found.interval[0]) > CHANCE
 
 
 def verdict_of(holds: bool | None) -> Verdict:
@@ -223,9 +247,7 @@ def _gain_beyond(grid: Grid, fraction: float, other: float) -> Difference | None
 
 def _mean_change(grid: Grid, fraction: float, other: float) -> Difference | None:
     """Late accuracy at one share minus that at another, mean of the rows that have both; at least 6 of the 9."""
-    arms = [
-        Arm(student=student, teacher=teacher, teacher_data="full" if teacher else "none") for student, teacher in ROWS
-    ]
+    arms = list(map(_arm_of_row, ROWS))
     both = [arm for arm in arms if seeds_of_all(grid, (Term(1, arm, fraction), Term(1, arm, other)))]
     if 3 * len(both) < 2 * len(ROWS):
         return None
@@ -233,6 +255,16 @@ def _mean_change(grid: Grid, fraction: float, other: float) -> Difference | None
     return difference(
         grid, [t for arm in both for t in (Term(weight, arm, fraction), Term(-weight, arm, other))], "late"
     )
+
+
+def _arm_of_row(row: tuple[str, str | None]) -> Arm:
+    student, teacher = row
+    return Arm(student=student, teacher=teacher, teacher_data="full" if teacher else "none")
+
+
+def _idle_words(idle: Sequence[float]) -> str:
+    shares = ", ".join(f"{fraction:g} %" for fraction in idle)
+    return f" By the early stage nothing was learned at {shares}." if idle else ""
 
 
 def _paper_late(student: str, teacher: str) -> float:

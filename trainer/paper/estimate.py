@@ -7,6 +7,7 @@ steps of each job x seconds of a step, stated by the scale or measured now on no
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from trainer.paper.records import Arm, Cell
 from trainer.paper.scale import Choices, Expected, Scale, StepTime, student_config
 from trainer.paper.stages import curve_epochs
 from trainer.paper.stores import missing_stores
-from trainer.sampler import split_rows
+from trainer.sampler import split_rows, validated_epochs
 
 _CLIPS_PER_TEST_VIDEO = 2 + NUM_PRETEXT  # the five tuples of a place share their first and last clip
 _PREFERRED_SHARE = 0.25  # of the epochs, tested beside the curve's because validation prefers them
@@ -89,6 +90,11 @@ def measure_step_times(scale: Scale, architectures: Sequence[str]) -> dict[str, 
     return {arch: _measure(scale, arch) for arch in architectures}
 
 
+def teacher_mb(scale: Scale) -> int:
+    """MiB of weights of the largest teacher, with something to spare."""
+    return math.ceil(1.1 * 4 * _WEIGHTS_AT_WIDTH_1 * max(scale.teacher.width, scale.student.width) ** 2 / 2**20)
+
+
 def steps_of(num_videos: int, num_whole: int, config: RunConfig) -> tuple[int, int]:
     """(steps, epochs) of a run on so many of the num_whole videos, as trainer.sampler counts them."""
     per_epoch, whole = (_batches(count, config.batch_size) for count in (num_videos, num_whole))
@@ -129,9 +135,10 @@ def _job_cost(
     network = scale.student if job.cell is not None else scale.teacher
     config = RunConfig(epochs=network.epochs, batch_size=scale.batch_size, equal_steps=choices.equal_steps)
     steps, epochs = steps_of(sizes[job.fraction], expected.train, config)
-    tested = len(curve_epochs(epochs, scale.curve_points)) + round(_PREFERRED_SHARE * epochs)
+    validated = sorted(validated_epochs(epochs, config))
+    tested = len(curve_epochs(validated, scale.curve_points)) + round(_PREFERRED_SHARE * len(validated))
     eval_clips = _CLIPS_PER_TEST_VIDEO * scale.eval_tuples * (tested * expected.test)
-    eval_clips += _CLIPS_PER_TEST_VIDEO * epochs * expected.validation
+    eval_clips += _CLIPS_PER_TEST_VIDEO * len(validated) * expected.validation
     seconds = _STEP_OVERHEAD * steps * time_of.step_s + _CLIP_OVERHEAD * eval_clips * time_of.clip_s
     items = 0
     if job.cell is not None:

@@ -10,9 +10,10 @@ import os
 import platform
 import secrets
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -29,11 +30,13 @@ _PACKAGES = ("torch", "ray", "numpy")
 _ESTIMATES = ("expected", "step_times", "measured_on")  # of a scale: they change no result
 
 
-def write_run_file(folder: Path, scale: Scale, choices: Choices, jobs: Sequence[Job]) -> str:
+def write_run_file(
+    folder: Path, scale: Scale, choices: Choices, jobs: Sequence[Job], say: Callable[[str], None] = print
+) -> str:
     """run.json, for the pages; returns the name under which the roster knows this folder's runs.
 
-    More seeds or fractions may be asked for later; the list of cells is then that of both. Raises ConfigError when the
-    folder was begun with other settings.
+    More seeds or fractions may be asked for later; the list of cells is then that of both. A folder that was begun by
+    another state of the program is gone on with, and says so. Raises ConfigError when it was begun with other settings.
     """
     path = folder / RUN_NAME
     before: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
@@ -43,12 +46,16 @@ def write_run_file(folder: Path, scale: Scale, choices: Choices, jobs: Sequence[
         raise ConfigError(
             f"{folder} was begun with other settings (see {RUN_NAME}): use another --out, or the old ones"
         )
+    programs = list(dict.fromkeys([*before.get("programs", ()), program()]))
+    if len(programs) > 1:
+        say(f"note: the cells in {folder} are of more than one state of the program: {', '.join(programs)}")
     cells = dict.fromkeys([*before.get("cells", ()), *(job.id for job in jobs if job.cell is not None)])
     now = time.strftime("%Y-%m-%d %H:%M:%S %z")
     content = {
         "name": before.get("name") or f"paper-{scale.name}-{secrets.token_hex(4)}",
         "scale": scale.name,
         "command": ["preceptor", *sys.argv[1:]],
+        "programs": programs,
         "teachers_answer": choices.transport,
         "first_start": before.get("first_start") or now,
         "last_start": now,
@@ -59,6 +66,17 @@ def write_run_file(folder: Path, scale: Scale, choices: Choices, jobs: Sequence[
     }
     write_atomic(path, json.dumps(content, indent=1).encode() + b"\n")
     return str(content["name"])
+
+
+def program() -> str:
+    """The commit of this checkout, with a + where its files differ from it; elsewhere the version."""
+    git = ("git", "-C", str(Path(__file__).parents[2]))
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return f"preceptor {version('preceptor')}"
+    return f"commit {commit.stdout.strip()}{'+' if changes.stdout.strip() else ''}"
 
 
 def _processor() -> str:

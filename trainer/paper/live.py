@@ -43,15 +43,22 @@ class Running:
 
 
 class Board:
-    """The state of a start in figures. runs: the folder of the runs' folders."""
+    """The state of a start in figures. runs: the folder of the runs' folders. spent_before_s: by earlier starts."""
 
     def __init__(
-        self, schedule: Schedule, estimate: Estimate, runs: Path, clock: Callable[[], float] = time.monotonic
+        self,
+        schedule: Schedule,
+        estimate: Estimate,
+        runs: Path,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        spent_before_s: float = 0.0,
     ) -> None:
         self._schedule = schedule
         self._estimate = estimate
         self._runs = runs
         self._clock = clock
+        self._spent_before_s = spent_before_s
         self._began = clock()
 
     @property
@@ -85,6 +92,7 @@ class Board:
             "failed": schedule.failed,
             "blocked": schedule.blocked,
             "elapsed_s": round(self.elapsed_s, 1),
+            "spent_s": round(self._spent_before_s + self.elapsed_s, 1),
             "eta_s": round(self.eta_s(running), 1),
             "written_at": round(time.time(), 1),
         }

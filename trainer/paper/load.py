@@ -25,6 +25,7 @@ from trainer.paper.records import STAGES, Arm, Cell, CellResult, StageName
 RESULT_NAME = "result.json"
 ANSWERS_NAME = "answers.npz"
 RUN_NAME = "run.json"
+PROGRESS_NAME = "progress.json"
 _ACCURACY_TOLERANCE = 1e-4  # a mean may have been taken in float32
 
 
@@ -67,7 +68,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells that count. run: run.json as it stands, empty where there is none."""
+    """The cells that count. run: run.json as it stands with the hours that all starts took; empty without it."""
 
     cells: Mapping[Cell, LoadedCell]
     refused: tuple[Refusal, ...]
@@ -200,7 +201,16 @@ def _read_run(folder: Path) -> Mapping[str, Any]:
         raise PaperFolderError(str(folder), f"{RUN_NAME} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise PaperFolderError(str(folder), f"{RUN_NAME} must hold a JSON object, got {type(content).__name__}")
-    return content
+    spent = spent_s(folder)
+    return {**content, "hours": round(spent / 3600, 2)} if spent else content
+
+
+def spent_s(folder: Path) -> float:
+    """Seconds that all starts of a paper folder have taken so far, as progress.json says; 0 before the first."""
+    try:
+        return float(json.loads((folder / PROGRESS_NAME).read_bytes())["spent_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def _first_line(error: Exception) -> str:

@@ -55,7 +55,9 @@ _READING = (
     "other seeds of the same kind. It does not cover other data sets, splits or settings, says nothing of seeds when "
     "there is one, and is not adjusted for how many gains are compared. Three seeds are few: where runs differ more by "
     "seed than by group, a gain that is 0 is shown as different from 0 about one time in eight instead of one in "
-    "twenty, so a few of 24 such gains would be.",
+    "twenty, so a few of 24 such gains would be. All students of a full-data teacher, of every seed, learn from one "
+    "network, and so do those of an untrained one: an interval says nothing of other networks of that architecture, "
+    "trained or drawn anew.",
     "The full-data teachers have seen all training videos, also when their students see 2 % of them; the matched-data "
     "teachers have seen what their students see. Both are shown, apart. They differ by more than the data: a matched "
     "teacher is the scratch student of that share and seed, trained for as many epochs as any student and on the very "

@@ -17,16 +17,17 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from data.home import teachers_folder
+from data.home import VARIABLE, home, teachers_folder
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherRef
-from teacher_server.serve.deployment import DeployOptions, TeacherService
+from teacher_server.serve.deployment import TeacherService
 from trainer.cluster import check_free, connected
 from trainer.config import RunConfig
 from trainer.lease import TeacherLease
 from trainer.paper.cell import run_job
 from trainer.paper.plan import Job, teacher_of
 from trainer.paper.teachers import PaperTeachers
+from trainer.paper.training import deploy_options
 from trainer.paper.work import Report, Workshop
 
 
@@ -38,7 +39,15 @@ class RayPool:
         self._stack = stack
         self._has_service = False
         self._library = TeacherLibrary(teachers_folder())
-        options = {"num_cpus": shop.scale.threads, "num_gpus": gpus, "max_retries": 1, "max_calls": 0}
+        options = {
+            "num_cpus": shop.scale.threads,
+            "num_gpus": gpus,
+            "max_retries": 1,
+            "max_calls": 0,
+            "runtime_env": {
+                "env_vars": {VARIABLE: str(home())}
+            },  # a cluster's workers have an environment of their own
+        }
         self._run_job: Any = ray.remote(**options)(run_job)
         self._tasks: dict[Any, str] = {}
 
@@ -71,7 +80,7 @@ class RayPool:
             return
         self._has_service = True
         root, ref, name = self._library.root, TeacherRef.parse(known.teacher), self._shop.name
-        options = DeployOptions(num_gpus=self._shop.teacher_gpus)
+        options = deploy_options(self._shop)
         lease = TeacherLease(
             lambda: TeacherService.connect(root), name, ref, lambda service: service.acquire(name, ref, options)
         )

@@ -21,15 +21,15 @@ from typing import Protocol
 
 from rich.console import Console
 
-from trainer.paper.estimate import Estimate, estimate, measure_step_times
+from trainer.paper.estimate import Estimate, estimate, measure_step_times, teacher_mb
 from trainer.paper.folder import locked, stop_on_signals, write_run_file
 from trainer.paper.live import Board, LiveTable
-from trainer.paper.load import RESULT_NAME
+from trainer.paper.load import PROGRESS_NAME, RESULT_NAME, spent_s
 from trainer.paper.plan import GridRequest, Job, control_fraction, make_jobs, teacher_of
 from trainer.paper.scale import Choices, Scale
 from trainer.paper.schedule import Schedule
 from trainer.paper.stores import make_stores, missing_stores
-from trainer.paper.work import Report, Workshop
+from trainer.paper.work import DEFAULT_MEMORY_MB, Report, Workshop
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 130
 RESULTS = "results"
@@ -65,7 +65,7 @@ class Pool(Protocol):
 def preview(request: PaperRequest, console: Console) -> int:
     """Says what would be done and what it would take. Starts nothing."""
     jobs = make_jobs(request.scale, request.grid)
-    shop = _workshop(request, "dry-run")
+    shop = _workshop(request, "dry-run", jobs)
     todo = [job for job in jobs if not shop.is_done(job)]
     _print_estimate(request, jobs, _estimate(request, jobs).of(todo), console)
     return EXIT_DONE
@@ -76,9 +76,9 @@ def run_paper(request: PaperRequest, console: Console) -> int:
     jobs = make_jobs(request.scale, request.grid)
     request.folder.mkdir(parents=True, exist_ok=True)
     with locked(request.folder):
-        name = write_run_file(request.folder, request.scale, request.choices, jobs)
+        name = write_run_file(request.folder, request.scale, request.choices, jobs, _sayer(console))
         make_stores(request.scale, _sayer(console))
-        shop = _workshop(request, name)
+        shop = _workshop(request, name, jobs)
         shop.stop_request.unlink(missing_ok=True)
         schedule = Schedule(jobs, [job.id for job in jobs if shop.is_done(job)])
         costs = _estimate(request, jobs)
@@ -116,11 +116,11 @@ def drive(
 def _run_jobs(shop: Workshop, schedule: Schedule, costs: Estimate, console: Console) -> None:
     from trainer.paper.pool import ray_pool  # Ray takes seconds to import, and a dry run needs none of it
 
-    board = Board(schedule, costs, shop.runs)
+    board = Board(schedule, costs, shop.runs, spent_before_s=spent_s(shop.folder))
     with (
         ray_pool(shop, costs.workers) as pool,
         stop_on_signals(shop.stop_request),
-        LiveTable(board, shop.folder / "progress.json", console) as live,
+        LiveTable(board, shop.folder / PROGRESS_NAME, console) as live,
     ):
         stopping = shop.stop_request.exists
         drive(schedule, pool, costs.workers, stopping=stopping, ended=live.ended, tick=live.update)
@@ -150,8 +150,9 @@ def report(folder: Path, console: Console) -> None:
     _sayer(console)(f"results {folder / RESULTS}")
 
 
-def _workshop(request: PaperRequest, name: str) -> Workshop:
+def _workshop(request: PaperRequest, name: str, jobs: Sequence[Job]) -> Workshop:
     """Pixels are rendered once for student and teacher where both run on this machine's CPUs."""
+    teachers = {teacher_of(job.cell) for job in jobs if job.cell is not None} - {None}
     on_cpu = request.scale.device == "cpu" and not os.environ.get("RAY_ADDRESS")
     return Workshop(
         folder=request.folder,
@@ -159,6 +160,7 @@ def _workshop(request: PaperRequest, name: str) -> Workshop:
         scale=request.scale,
         choices=request.choices,
         input_kind="pixels" if on_cpu else "views",
+        teacher_memory_mb=max(DEFAULT_MEMORY_MB, len(teachers) * teacher_mb(request.scale)),
     )
 
 
@@ -177,8 +179,17 @@ def _estimate(request: PaperRequest, jobs: Sequence[Job]) -> Estimate:
     names = {job.student for job in jobs}
     names |= {key.arch for job in jobs if job.cell is not None and (key := teacher_of(job.cell)) is not None}
     scale = request.scale
-    times = measure_step_times(scale, sorted(names)) if request.measure else scale.step_times
+    times = measure_step_times(scale, sorted(names)) if _measures(request) else scale.step_times
     return estimate(scale, request.choices, jobs, _num_workers(request), times)
+
+
+def _measures(request: PaperRequest) -> bool:
+    """A scale for GPUs is not measured on a CPU: that takes minutes and says nothing."""
+    if not request.measure or request.scale.device == "cpu":
+        return request.measure
+    import torch  # heavy
+
+    return torch.cuda.is_available()
 
 
 def _print_estimate(request: PaperRequest, jobs: Sequence[Job], costs: Estimate, console: Console) -> None:
@@ -190,7 +201,7 @@ def _print_estimate(request: PaperRequest, jobs: Sequence[Job], costs: Estimate,
         f"{', '.join(f'{fraction:g}' for fraction in grid.fractions)} %, seeds "
         f"{', '.join(map(str, grid.seeds))}, {controls}; {len(jobs) - len(costs.jobs)} are done"
     )
-    source = "measured now" if request.measure else f"stated, of {scale.measured_on}"
+    source = "measured now" if _measures(request) else f"stated, of {scale.measured_on}"
     say(
         f"left to do: about {costs.steps} steps, {costs.hours:.1f} hours with {costs.workers} at a time (step times "
         f"{source}), {costs.disk_bytes / 1e9:.1f} GB under {request.folder} and in the ledgers"

@@ -58,14 +58,16 @@ def stage_ends(num_epochs: int) -> tuple[int, ...]:
     return tuple(max(1, math.floor(share * num_epochs + 0.5)) for _, share in STAGES)
 
 
-def curve_epochs(num_epochs: int, num_points: int) -> frozenset[int]:
-    """The epochs that are tested whatever validation says: evenly spaced, and the ends of the stages.
+def curve_epochs(validated: Sequence[int], num_points: int) -> frozenset[int]:
+    """The epochs that are tested whatever validation says: evenly spaced among those that are validated, and the last
+    of each stage.
 
-    >>> sorted(curve_epochs(16, 8))
+    >>> sorted(curve_epochs(range(1, 17), 8))
     [2, 4, 6, 8, 10, 12, 14, 16]
     """
-    every = max(1, math.ceil(num_epochs / num_points))
-    return frozenset(range(every, num_epochs + 1, every)) | frozenset(stage_ends(num_epochs))
+    every = max(1, math.ceil(len(validated) / num_points))
+    last = {max((epoch for epoch in validated if epoch <= end), default=end) for end in stage_ends(validated[-1])}
+    return frozenset(validated[every - 1 :: every]) | last
 
 
 class AnswerRecorder:
@@ -84,7 +86,7 @@ class AnswerRecorder:
     def watch(self, trainer: Trainer) -> None:
         """Before the training begins."""
         self._trainer = trainer
-        self._epochs = curve_epochs(trainer.sampler.total_epochs, self._num_points)
+        self._epochs = curve_epochs(trainer.sampler.validated_epochs, self._num_points)
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, record: Mapping[str, Any]) -> None:
@@ -194,10 +196,10 @@ def step_seconds(metrics: Metrics) -> float:
 
 
 def make_curve(metrics: Metrics, points: Sequence[EpochAnswers], num_points: int) -> tuple[CurvePoint, ...]:
-    """Every epoch. Test accuracies stand on the evenly spaced epochs only: those that validation prefers lie otherwise
-    in each arm, and would show one arm's milestones earlier than another's."""
+    """Every epoch that was validated. Test accuracies stand on the evenly spaced epochs only: those that validation
+    prefers lie otherwise in each arm, and would show one arm's milestones earlier than another's."""
     epochs = metrics.epochs
-    grid = curve_epochs(len(epochs), num_points)
+    grid = curve_epochs([line["epoch"] + 1 for line in epochs], num_points)
     tested = {point.epoch: point.accuracy for point in points if point.epoch in grid}
     step_s = step_seconds(metrics)
     return tuple(

@@ -4,14 +4,9 @@ frames than the stores that a newcomer trains on: hundreds of trainings need the
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-from data.catalogs import hmdb51, ucf101
-from data.demo import make_demo
-from data.demo2 import make_demo2
-from data.demo_store import is_store
-from data.home import home, store_path
-from data.ingest import ingest_catalog
+from data.demo_store import is_store, make_demo_store
+from data.home import store_path
 from trainer.config import ConfigError
 from trainer.paper.scale import Scale
 
@@ -32,19 +27,4 @@ def make_stores(scale: Scale, say: Callable[[str], None]) -> None:
         )
     for name in missing:
         say(f"the built-in data set for {name} is not there yet: making it (about a minute)")
-        if name == scale.store:
-            make_demo(_videos("demo"), "demo")
-            catalog = ucf101.read_catalog(_videos("demo") / "videos", _videos("demo") / "lists")
-        else:
-            make_demo2(_videos("demo2"), "demo2")
-            catalog = hmdb51.read_catalog(_videos("demo2") / "videos", _videos("demo2") / "lists")
-        target = store_path(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        report = ingest_catalog(catalog, target, frame_size=scale.frame_size)
-        say(f"{target}: {report.num_videos} videos, {report.num_frames} frames, {report.num_bytes / 1e6:.0f} MB")
-
-
-def _videos(size: str) -> Path:
-    folder = home() / "datasets" / size
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder
+        make_demo_store("demo" if name == scale.store else "demo2", name, frame_size=scale.frame_size, say=say)

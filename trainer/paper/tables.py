@@ -25,7 +25,8 @@ from trainer.paper.records import STAGES, Arm
 from trainer.paper.words import DASH, arm_title, percent, points, span, teacher_data
 
 _HINDSIGHT = (
-    "* is the paper's reading: the best test accuracy so far, chosen with hindsight. The figure before it is of the "
+    "* is the paper's reading: the best test accuracy so far, chosen with hindsight among the epochs that were tested "
+    "(evenly spaced ones, and those that validation preferred to all before). The figure before it is of the "
     "checkpoint that validation chose. ± is the deviation over seeds (n - 1)."
 )
 _PAPER_NOTE = (
@@ -48,7 +49,7 @@ def accuracy_table(findings: Findings, fraction: float) -> Table:
             "seeds",
             "epochs; steps",
             *(name for name, _ in STAGES),
-            "early gain over scratch",
+            *(f"{name} gain over scratch" for name, _ in STAGES),
             "paper: early / mid / late",
             "second data set, head only",
             "paper: HMDB51",
@@ -106,7 +107,7 @@ def _accuracy_row(arm: Arm, fraction: float, numbers: ArmNumbers | None) -> tupl
     paper, paper_action = _paper_entries(arm, fraction)
     title = (Entry(arm_title(arm)), Entry(teacher_data(arm)))
     if numbers is None:
-        return (*title, *([MISSING] * (3 + len(STAGES))), paper, MISSING, paper_action)
+        return (*title, *([MISSING] * (2 + 2 * len(STAGES))), paper, MISSING, paper_action)
     stages = [numbers.stages[name] for name, _ in STAGES]
     action = transfer(numbers, "second", "head")
     return (
@@ -114,7 +115,7 @@ def _accuracy_row(arm: Arm, fraction: float, numbers: ArmNumbers | None) -> tupl
         Entry(str(len(numbers.seeds))),
         Entry(f"{span(numbers.epochs)}; {span(numbers.steps)}"),
         *(accuracy_entry(stage.chosen, f"{percent(stage.best.mean)}*") for stage in stages),
-        gain_entry(stages[0].gain),
+        *(gain_entry(stage.gain) for stage in stages),
         paper,
         accuracy_entry(action.accuracy if action else None),
         paper_action,

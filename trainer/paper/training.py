@@ -48,7 +48,7 @@ class Trained:
     @property
     def num_epochs(self) -> int:
         """Epochs that were trained."""
-        return len(self.metrics.epochs)
+        return int(self.metrics.epochs[-1]["epoch"]) + 1
 
     def student(self) -> LoadedStudent:
         """The network that validation prefers: the one of stage late."""
@@ -104,13 +104,18 @@ def _attempt(shop: Workshop, plan: Plan, run: RunFolder) -> Outcome:
         return trainer.run()
 
 
+def deploy_options(shop: Workshop) -> DeployOptions:
+    """Of the one teacher service."""
+    return DeployOptions(num_gpus=shop.teacher_gpus, memory_budget_mb=shop.teacher_memory_mb)
+
+
 @contextlib.contextmanager
 def teacher_signal(shop: Workshop, plan: Plan, run: RunFolder) -> Iterator[BoundTeacher | None]:
     """The teacher for the time of a run, with a lease on it where it is served; None for scratch."""
     run_id = f"{shop.name}-{run.run_id}"
     with contextlib.ExitStack() as stack:
         if plan.config.asks_service:
-            ref, options = plan.lease_ref, DeployOptions(num_gpus=shop.teacher_gpus)
+            ref, options = plan.lease_ref, deploy_options(shop)
             lease = TeacherLease(
                 lambda: TeacherService.connect(plan.library_root),
                 run_id,

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from trainer.teaching import InputKind
 
 
+DEFAULT_MEMORY_MB = 2048
+
+
 @dataclass(frozen=True)
 class Workshop:
     """What the workers of one paper folder share; crosses to them. Paths are absolute.
 
     name: begins the names under which the roster knows this folder's runs, which must not be those of another folder.
-    teacher_gpus: of the teacher service, which whoever wants a teacher first deploys.
+    teacher_gpus, teacher_memory_mb: of the teacher service, which whoever wants a teacher first deploys. It has room
+    for all teachers of the grid, because none leaves by itself.
     """
 
     folder: Path
@@ -28,6 +32,7 @@ class Workshop:
     choices: Choices
     input_kind: InputKind
     teacher_gpus: float = 0.0
+    teacher_memory_mb: int = DEFAULT_MEMORY_MB
 
     @property
     def runs(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import socket
 import subprocess
 import sys
@@ -143,3 +144,20 @@ def test_the_list_has_a_row_for_each_version_and_marks_the_alias(library: Teache
     assert rows[1] == ["alpha@2", "yes", digests[1], "r3d", "pretext", "rgb 8x8, 8+ frames"]
     assert rows[2][:3] == ["beta@1", "yes", "damaged"]
     assert "arch: Field required" in rows[2][3]
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+    """`preceptor ledger list | head -0`."""
+    command = subprocess.Popen(
+        [sys.executable, "-m", "services.cli", "ledger", "list"],
+        cwd=REPOSITORY,
+        env={**os.environ, "PRECEPTOR_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    assert command.stderr.read() == b""
+    command.stderr.close()
+    command.wait(60)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from teacher_server.errors import BadQuery
 from teacher_server.promotion import GateFloors, GateReport
 from teacher_server.serve.gate import NO_ITEMS, ForwardTime, compare_logits, merge_reports
 
@@ -62,3 +63,12 @@ def test_nothing_compared_is_no_report_to_pass_a_floor_with() -> None:
     assert merge_reports([]) == merge_reports([NO_ITEMS]) == NO_ITEMS
     assert NO_ITEMS.refusals(GateFloors()) == ()
     assert NO_ITEMS.refusals(GateFloors(min_agreement=0.0)) != ()
+
+
+@pytest.mark.parametrize(
+    "floors",
+    [{"min_agreement": 5.0}, {"min_agreement": math.nan}, {"max_kl": -0.1}, {"max_latency_ratio": math.nan}],
+)
+def test_a_floor_that_cannot_be_meant_is_refused(floors: dict[str, float]) -> None:
+    with pytest.raises(BadQuery, match=r"the least agreement is a share from 0 to 1|must be a number >= 0"):
+        GateFloors(**floors)

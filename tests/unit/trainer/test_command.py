@@ -88,6 +88,10 @@ BAD_INPUT = {
         ["--teacher", "alpha", "--teacher-transport", "http"],
         "error: --teacher-transport http and --gateway URL belong together",
     ),
+    "replay of nothing": (
+        ["--teacher", "alpha", "--ledger", "replay"],
+        "error: --ledger replay: no answers of teacher alpha are recorded in *",
+    ),
     "bad run id": (["--run-id", "../x"], "error: run id '../x': expected letters, digits, dots, - and _"),
     "missing recipe": (["--recipe", "nowhere.toml"], "error: recipe nowhere.toml cannot be read: No such file *"),
 }

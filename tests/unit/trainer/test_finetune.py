@@ -17,7 +17,7 @@ from data.views import Augment, ClipSpec
 from teacher_server.zoo.network import VideoNetwork
 from trainer.errors import EvaluationError
 from trainer.evaluate import clip_features
-from trainer.evaluate.finetune import SplitFeatures, finetune, with_action_head
+from trainer.evaluate.finetune import SplitFeatures, finetune, mean_logits, with_action_head
 from trainer.evaluate.finetune_clips import batch_bounds, even_clip_of
 from trainer.evaluate.finetune_recipe import FinetuneRecipe
 from trainer.evaluate.finetune_state import PROGRESS
@@ -92,6 +92,24 @@ def test_test_videos_are_named_by_the_mean_of_the_logits_of_even_centre_clips(tu
     assert result.accuracy == right.mean()
     assert result.confusion.sum() == 9
     assert np.diag(result.confusion).sum() == right.sum()
+
+
+def test_ten_clips_are_answered_by_the_mean_of_their_logits(network):
+    """Written out for a head that gives the first two features as they are; the third video's logits tie."""
+    tuned = with_action_head(network, 2, FinetuneRecipe())
+    linear = tuned.action_head.linear
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.weight[0, 0] = linear.weight[1, 1] = 1.0
+        linear.bias.zero_()
+    features_VMD = np.zeros((3, 10, linear.in_features), dtype=np.float32)
+    features_VMD[0, :, 0] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]  # 5.5 against 0, although
+    features_VMD[0, :, 1] = [11, 0, 0, 0, 0, 0, 0, 0, 0, 0]  # one clip alone says the other: 1.1
+    features_VMD[1, :, 0], features_VMD[1, 9, 1] = 1, 20  # nine clips say the first class, the mean the second: 1, 2
+    features_VMD[2, ::2, 0], features_VMD[2, 1::2, 1] = 4, 4
+    logits_VK = mean_logits(tuned, features_VMD)
+    assert logits_VK == pytest.approx(np.array([[5.5, 1.1], [1, 2], [2, 2]]))
+    assert logits_VK.argmax(axis=1).tolist() == [0, 1, 0]  # of equal logits the first class, as everywhere
 
 
 def test_mode_head_leaves_the_backbone_and_its_statistics_as_they_were(tune, network):

@@ -111,6 +111,11 @@ def test_files_that_cannot_be_answered_get_a_reason_and_the_others_their_answers
     assert [len(answer.guesses) for answer in answers] == [0, 2, 0, 0, 2]
 
 
+def test_without_any_of_the_files_no_gallery_is_embedded(files, store, tmp_path):
+    with pytest.raises(EvaluationError, match=r"there is no such file: .*missing.avi"):
+        predict(_student(tmp_path), [files / "missing.avi"], gallery=store)
+
+
 def test_a_student_that_names_no_actions_needs_a_gallery(files, tmp_path):
     with pytest.raises(EvaluationError, match="was not fine-tuned to name actions: name a --store"):
         predict(_student(tmp_path), [files / "a.avi"])

@@ -96,7 +96,8 @@ def test_no_run_has_epochs_without_steps(store, config, num_rows, workers):
 def test_the_run_may_end_within_an_epoch(store, config):
     sampler = make(store, dataclasses.replace(config, max_steps=4))
     assert (sampler.total_steps, sampler.total_epochs) == (4, 2)
-    assert [sampler.ends_epoch(step) for step in range(4)] == [False, False, True, True]
+    assert [sampler.is_validated(step) for step in range(4)] == [False, False, True, True]
+    assert sampler.validated_epochs == (1, 2)
     assert [sampler.epoch_of(step) for step in range(4)] == [0, 0, 0, 1]
     assert make(store, dataclasses.replace(config, max_steps=99)).total_steps == 6
 
@@ -198,6 +199,19 @@ def test_equal_steps_take_as_many_steps_as_the_whole_list_in_more_epochs(store, 
     assert Sampler(store.videos, split_rows(store, stopped)[0], stopped, 12).total_steps == 4
     with pytest.raises(ConfigError, match="num_whole must be given"):
         Sampler(store.videos, split_rows(store, equal)[0], equal)
+
+
+def test_with_equal_steps_a_fraction_is_validated_as_often_as_the_whole_list(store, config):
+    """5 epochs of 3 steps on the whole list: 15 epochs of 1 step; 5 rounded up to 8, so that quarters are there."""
+    equal = dataclasses.replace(config, fraction=0.001, equal_steps=True, epochs=5)
+    sampler = Sampler(store.videos, split_rows(store, equal)[0], equal, count_whole(store, equal))
+    assert (sampler.total_epochs, sampler.steps_per_epoch) == (15, 1)
+    assert sampler.validated_epochs == (2, 4, 6, 8, 9, 11, 13, 15)
+    assert [step + 1 for step in range(15) if sampler.is_validated(step)] == list(sampler.validated_epochs)
+    stopped = dataclasses.replace(equal, max_steps=7)
+    stopped_sampler = Sampler(store.videos, split_rows(store, stopped)[0], stopped, 12)
+    assert stopped_sampler.validated_epochs == (2, 4, 6, 7)
+    assert [step + 1 for step in range(7) if stopped_sampler.is_validated(step)] == [2, 4, 6, 7]
 
 
 def test_at_100_percent_equal_steps_change_nothing(store, config):

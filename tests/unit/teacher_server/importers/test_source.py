@@ -130,8 +130,8 @@ def test_the_child_sees_nothing_of_the_environment(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pth", b"not a checkpoint at all", "it is damaged or no torch checkpoint"),
-        ("a.pkl", pickle.dumps({"epoch": 3}), "it is damaged or no torch checkpoint"),
+        ("a.pth", b"not a checkpoint at all", "it is damaged, or no file that torch.save wrote"),
+        ("a.pkl", pickle.dumps({"epoch": 3}), "it is damaged, or no file that torch.save wrote"),
         ("a.safetensors", b"\xff" * 64, "it cannot be read as safetensors"),
         ("a.onnx", b"", "a name with .pth, .pt, .bin, .pkl, .safetensors at its end, or run:ID, was expected"),
     ],

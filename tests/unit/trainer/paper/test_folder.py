@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from trainer.config import ConfigError
-from trainer.paper.folder import locked, stop_on_signals, write_run_file
+from trainer.paper import folder
+from trainer.paper.folder import locked, program, stop_on_signals, write_run_file
 from trainer.paper.plan import GridRequest, make_jobs
 from trainer.paper.scale import DEMO, Choices, StepTime
 
@@ -24,11 +25,24 @@ def test_a_later_start_keeps_the_name_and_adds_its_cells(tmp_path):
     assert (content["scale"], content["settings"]["lr"]) == ("demo", DEMO.lr)
 
 
+def test_a_folder_that_another_state_of_the_program_goes_on_with_says_so(tmp_path, monkeypatch):
+    said = []
+    write_run_file(tmp_path, DEMO, Choices(), jobs(0), said.append)
+    write_run_file(tmp_path, DEMO, Choices(), jobs(0), said.append)
+    assert said == []
+    before = program()
+    monkeypatch.setattr(folder, "program", lambda: "commit 0123456789ab+")
+    write_run_file(tmp_path, DEMO, Choices(), jobs(0), said.append)
+    assert json.loads((tmp_path / "run.json").read_bytes())["programs"] == [before, "commit 0123456789ab+"]
+    (note,) = said
+    assert f"are of more than one state of the program: {before}, commit 0123456789ab+" in note
+
+
 def test_two_folders_have_different_names(tmp_path):
     names = set()
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        folder.mkdir()
-        names.add(write_run_file(folder, DEMO, Choices(), jobs(0)))
+    for path in (tmp_path / "a", tmp_path / "b"):
+        path.mkdir()
+        names.add(write_run_file(path, DEMO, Choices(), jobs(0)))
     assert len(names) == 2
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trainer.paper.load import PaperFolderError, read_grid
+from trainer.paper.load import PROGRESS_NAME, PaperFolderError, read_grid
 from trainer.paper.records import Arm
 
 SCRATCH = Arm(student="r3d")
@@ -25,6 +25,8 @@ def test_cells_come_back_as_they_were_written(made_up, tmp_path):
     assert grid.groups == made_up.GROUPS
     assert grid.run == {"scale": "demo"}
     assert grid.refused == ()
+    (tmp_path / PROGRESS_NAME).write_text('{"spent_s": 5400.0}')
+    assert read_grid(tmp_path).run == {"scale": "demo", "hours": 1.5}
 
 
 def test_a_folder_without_a_result_is_a_cell_that_is_not_finished(made_up, tmp_path):

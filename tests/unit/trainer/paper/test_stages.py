@@ -48,9 +48,10 @@ def test_stages_end_after_the_papers_shares_of_the_epochs():
 
 
 def test_the_curve_has_its_points_evenly_and_at_the_ends_of_the_stages():
-    assert sorted(curve_epochs(8, 2)) == [2, 4, 6, 8]
-    assert sorted(curve_epochs(16, 4)) == [4, 8, 12, 16]
-    assert sorted(curve_epochs(3, 40)) == [1, 2, 3]
+    assert sorted(curve_epochs(range(1, 9), 2)) == [2, 4, 6, 8]
+    assert sorted(curve_epochs(range(1, 17), 4)) == [4, 8, 12, 16]
+    assert sorted(curve_epochs(range(1, 4), 40)) == [1, 2, 3]
+    assert sorted(curve_epochs([8, 16, 24, 32, 40, 48, 56, 64], 4)) == [16, 32, 48, 64]
 
 
 def test_a_stage_is_the_epoch_that_validation_preferred_within_it():
@@ -119,7 +120,7 @@ def test_the_test_list_is_tried_with_the_operations_that_the_student_was_trained
     config = RunConfig(any_swap=True, shuffle="remote", view_seed=4, eval_tuples=2)
     state = SimpleNamespace(network=None, selection=SimpleNamespace(best_step=3))
     recorder = stages.AnswerRecorder(tmp_path, 1)
-    sampler = SimpleNamespace(total_epochs=1)
+    sampler = SimpleNamespace(validated_epochs=(1,))
     recorder.watch(SimpleNamespace(config=config, state=state, store=None, test_rows=None, sampler=sampler))
     recorder({"kind": "epoch", "epoch": 0, "step": 3})
     wanted = {"view_seed": 4, "tuples_per_video": 2, "any_swap": True, "shuffle": REMOTE, "operation": ""}
@@ -144,7 +145,7 @@ def test_an_epoch_that_validation_prefers_no_longer_after_a_resume_is_forgotten(
                 state=state,
                 store=None,
                 test_rows=None,
-                sampler=SimpleNamespace(total_epochs=8),
+                sampler=SimpleNamespace(validated_epochs=tuple(range(1, 9))),
             )
         )
         for epoch, selection.best_step in enumerate(best_steps):
