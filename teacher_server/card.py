@@ -108,9 +108,10 @@ class Card(BaseModel):
         """Clips that one answer is about."""
         return 3 if self.head == "pretext" else 1
 
-    def canonical(self) -> bytes:
+    def canonical(self, without: set[str] | None = None) -> bytes:
         """The one byte string that stands for this card: JSON with sorted keys and no spaces."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+        fields = self.model_dump(mode="json", exclude=without)
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     def check_fits(
         self, teacher: str, spec: ClipSpec, *, num_action_classes: int | None = None, operation: str = ""
@@ -136,7 +137,8 @@ class TeacherCard(Card):
     """One network.
 
     precision: what its backbone computes in; the head computes in float32. compile: whether the backbone is compiled
-    for clips of clip_len frames. Both change the numbers, and so the digest.
+    for clips of clip_len frames. Both change the numbers, and so the digest. weights_sha256: of the safetensors file,
+    64 hex digits; the library writes it when it takes the weights in, and compares.
     """
 
     kind: Literal["teacher"] = "teacher"
@@ -147,6 +149,7 @@ class TeacherCard(Card):
     std: tuple[float, float, float] = IMAGENET_STD
     precision: Precision = "float32"
     compile: bool = False
+    weights_sha256: str = ""
 
     @model_validator(mode="after")
     def _known_architecture(self) -> TeacherCard:
@@ -163,7 +166,8 @@ class TeacherCard(Card):
 
     def digest(self, weights_sha256: str) -> str:
         """The teacher digest, 64 hex digits: weights, canonical card and architecture version."""
-        text = f"{weights_sha256}\n{self.arch}:{self.arch_version}\n".encode() + self.canonical()
+        card = self.canonical(without={"weights_sha256"})  # they are in it already
+        text = f"{weights_sha256}\n{self.arch}:{self.arch_version}\n".encode() + card
         return hashlib.sha256(text).hexdigest()
 
 

@@ -182,6 +182,10 @@ class LibraryError(TeacherError):
         return f"teacher library, {path}: {reason}"
 
 
+class LibraryUnreadable(LibraryError):
+    """The disk or the memory failed, not the files: another try may go well."""
+
+
 class BadQuery(TeacherError):
     """The question cannot be answered as it is. Argument: why, and what was expected."""
 

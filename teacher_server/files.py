@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from teacher_server.errors import LibraryError
+from teacher_server.errors import LibraryError, LibraryUnreadable
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
@@ -35,8 +35,9 @@ def _opened(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError as error:
-        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise LibraryError(str(path), f"cannot be read: {reason}") from None
+        if error.errno == errno.ELOOP:
+            raise LibraryError(str(path), "cannot be read: it is a symbolic link") from None
+        raise LibraryUnreadable(str(path), f"cannot be read: {error.strerror}") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -46,6 +47,6 @@ def _opened(path: Path, max_bytes: int) -> Iterator[BufferedReader]:
         with open(descriptor, "rb", closefd=False) as file:
             yield file
     except OSError as error:
-        raise LibraryError(str(path), f"cannot be read: {error.strerror}") from None
+        raise LibraryUnreadable(str(path), f"cannot be read: {error.strerror}") from None
     finally:
         os.close(descriptor)

@@ -8,6 +8,7 @@ names yet. Needs no torch.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -74,11 +75,14 @@ class TeacherLibrary:
     def entry(self, teacher: TeacherId) -> TeacherEntry:
         """Card and digest of one version, read and checked now. Raises UnknownTeacher or LibraryError.
 
+        The weights must be those that the card was written for, by their sha256.
         An ensemble's members must be those that it was made of, byte for byte.
         """
         folder, card = self._card(teacher)
         if isinstance(card, TeacherCard):
             weights_sha256 = hash_file(folder / WEIGHTS, MAX_WEIGHTS_BYTES)
+            if weights_sha256 != card.weights_sha256:
+                raise _damaged(folder / WEIGHTS, weights_sha256, card.weights_sha256)
             return TeacherEntry(teacher, folder, card, card.digest(weights_sha256), weights_sha256)
         members = tuple(self._member(folder, member) for member in card.members)
         _check_combination(folder, card, members)
@@ -91,7 +95,7 @@ class TeacherLibrary:
 
     def add(self, name: str, card: TeacherCard, weights: Path) -> TeacherId:
         """Copies a teacher in as the next free version of `name`. Two writers never get the same version."""
-        return self._add(name, card, weights)
+        return self._add(name, card.model_copy(update={"weights_sha256": ""}), weights)  # it may be another version's
 
     def add_ensemble(self, name: str, members: Sequence[tuple[TeacherId, float]]) -> TeacherId:
         """Adds a teacher that answers with the weighted mean of its members' probabilities.
@@ -168,7 +172,12 @@ class TeacherLibrary:
         staging = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
         try:
             if weights is not None:
-                write_atomic(staging / WEIGHTS, read_file(weights.resolve(), MAX_WEIGHTS_BYTES))
+                content = read_file(weights.resolve(), MAX_WEIGHTS_BYTES)
+                sha256 = hashlib.sha256(content).hexdigest()
+                if card.weights_sha256 not in ("", sha256):
+                    raise _damaged(weights, sha256, card.weights_sha256)
+                card = card.model_copy(update={"weights_sha256": sha256})
+                write_atomic(staging / WEIGHTS, content)
             write_atomic(staging / CARD, card.model_dump_json(indent=2).encode() + b"\n")
             staging.chmod(0o755)  # mkdtemp makes folders that only their owner can read
             os.rename(staging, parent / str(version))
@@ -201,6 +210,12 @@ def _check_combination(folder: Path, card: EnsembleCard, members: Sequence[Teach
             str(folder / CARD),
             f"{name} is {getattr(card, name)!r:.80}, its members make it {getattr(expected, name)!r:.80}",
         )
+
+
+def _damaged(weights: Path, found: str, expected: str) -> LibraryError:
+    return LibraryError(
+        str(weights), f"its sha256 begins with {found[:12]}, its card says {expected[:12] or 'nothing'}: it was changed"
+    )
 
 
 def _single(entry: TeacherEntry) -> TeacherCard:

@@ -40,24 +40,39 @@ class RosterFile:
         return parse_state(str(self.path), text)
 
     def change(self, change: Callable[[RosterState], tuple[RosterState, _Result]]) -> _Result:
-        """Applies `change` under the lock; nothing is written when nothing changed or `change` raises."""
+        """Applies `change` under the lock; nothing is written when nothing changed or `change` raises.
+
+        Raises TeacherUnavailable when the disk does not let it be written.
+        """
+        began = time.monotonic()
         with self._locked():
             before = self.read()
             after, result = change(before)
             if after != before:
-                write_atomic(self.path, after.to_bytes())
+                try:
+                    write_atomic(self.path, after.to_bytes())
+                except OSError as error:
+                    raise _unavailable(self.path, began, error) from None
         return result
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Holds the lock file. It is never deleted: two processes could then hold locks on two files of one name."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        began = time.monotonic()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _unavailable(self.path, began, error) from None
         try:
             _lock_within(descriptor, LOCK_TIMEOUT_S, str(self.path))
             yield
         finally:
             os.close(descriptor)  # also unlocks
+
+
+def _unavailable(path: Path, began: float, error: OSError) -> TeacherUnavailable:
+    return TeacherUnavailable("roster", time.monotonic() - began, f"{path} cannot be written: {error.strerror}")
 
 
 def _lock_within(descriptor: int, timeout_s: float, path: str) -> None:

@@ -212,17 +212,18 @@ class RosterState(_Record):
         return list(dict.fromkeys(teacher for teacher, _ in self.needs(now, app)))
 
     def needs(self, now: float, app: str | None = None) -> Iterator[tuple[str, str]]:
-        """Every `name@version` that must stay, and who needs it, for people; what is only being prepared comes last.
+        """Every `name@version` that must stay, and who needs it, for people: first what runs need, because a replica
+        loads in this order and may have no room for all; last what is only being prepared.
 
         app: whose leases and promotions count, None for all. Aliases count for every app.
         """
-        for name, version in sorted(self.aliases.items()):
-            yield f"{name}@{version}", f"alias {name}"
         for run, lease in sorted(self.leases.items()):
             if lease.expires_at > now and app in (None, lease.app):
                 recent = self.timelines[run].recent() if run in self.timelines else set()
                 for teacher in sorted({lease.teacher, *recent}):
                     yield teacher, f"run {run}"
+        for name, version in sorted(self.aliases.items()):
+            yield f"{name}@{version}", f"alias {name}"
         for name, pending in sorted(self.pending.items()):
             for one in pending:
                 if app in (None, one.app):

@@ -8,12 +8,15 @@
 - Loads run one at a time in a thread of their own, with one thread of computation, so questions go on being answered.
 - An operator's evict keeps a version out: afterwards only a run that was bound to it, or `prepare`, brings it back.
 - A version that would pass the budget is refused as OverBudget; it is tried again once something was evicted.
+- A failure of the disk or the memory is no fault of the version: whoever asks is told to ask again, and every
+  RETRY_S seconds at most it is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +25,20 @@ from dataclasses import dataclass
 import torch
 
 from teacher_server.engine.teacher import Teacher
-from teacher_server.errors import LibraryError, OverBudget, TeacherError, TeacherNotResident, UnknownTeacher
+from teacher_server.errors import (
+    LibraryError,
+    LibraryUnreadable,
+    OverBudget,
+    TeacherError,
+    TeacherNotResident,
+    UnknownTeacher,
+)
 from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId
 
 EVICTED = "it was evicted, and is loaded again only for a run that was bound to it, or by a promotion"
 LEAVING = "it is being evicted, ask again"
+RETRY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,7 @@ class Residents:
         self.budget_bytes = budget_bytes
         self._held: dict[TeacherId, Teacher] = {}
         self._failed: dict[TeacherId, TeacherError] = {}
+        self._failed_at: dict[TeacherId, float] = {}  # readings of time.monotonic
         self._kept_out: set[TeacherId] = set()
         self._leaving: dict[TeacherId, asyncio.Event] = {}
         self._users: Counter[TeacherId] = Counter()
@@ -154,8 +166,13 @@ class Residents:
             raise TeacherNotResident(str(teacher), LEAVING)
         if teacher in self._held:
             return self._held[teacher]
-        if teacher in self._failed:
-            raise self._failed[teacher]
+        failure = self._failed.get(teacher)
+        if isinstance(failure, LibraryUnreadable):
+            if time.monotonic() >= self._failed_at[teacher] + RETRY_S:
+                self._start_loading(teacher, _Wish(run))
+            raise TeacherNotResident(str(teacher), f"{failure}; it is tried again")
+        if failure is not None:
+            raise failure
         known = self._library.versions(teacher.name)
         if teacher.version not in known:
             raise UnknownTeacher(str(teacher), tuple(f"{teacher.name}@{version}" for version in known))
@@ -191,15 +208,18 @@ class Residents:
             self._check_room(teacher, held.num_bytes)
         except TeacherError as error:
             return error
-        except (RuntimeError, OSError, MemoryError) as error:  # torch's, such as no memory on the device; the disk's
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            return LibraryError(str(teacher), f"cannot be loaded: {reason}")
+        except (torch.OutOfMemoryError, OSError, MemoryError) as error:
+            return LibraryUnreadable(str(teacher), _cannot_be_loaded(error))
+        except RuntimeError as error:  # torch's
+            return LibraryError(str(teacher), _cannot_be_loaded(error))
         return held
 
     def _settle(self, teacher: TeacherId, outcome: Teacher | TeacherError | None) -> None:
         if isinstance(outcome, TeacherError):
             self._failed[teacher] = outcome
+            self._failed_at[teacher] = time.monotonic()
         elif outcome is not None:
+            self._failed.pop(teacher, None)
             self._kept_out.discard(teacher)
             self._held[teacher] = outcome
             self._on_change(teacher, outcome.num_bytes)
@@ -207,6 +227,10 @@ class Residents:
     def _check_room(self, teacher: TeacherId, needed: int) -> None:
         if self.num_bytes + needed > self.budget_bytes:
             raise OverBudget(str(teacher), needed, self.num_bytes, self.budget_bytes)
+
+
+def _cannot_be_loaded(error: Exception) -> str:
+    return f"cannot be loaded: {' '.join(f'{type(error).__name__}: {error}'.split())[:300]}"
 
 
 def _bytes_on_disk(entry: TeacherEntry) -> int:

@@ -24,6 +24,7 @@ from data.views import ViewBatch
 from teacher_server.engine.teacher import FrozenTeacher, build_teacher_network
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
+from teacher_server.zoo.fold import fold_batch_norm
 
 BATCH_WAIT_S = 0.01  # Ray's default
 QUIET = {"enable_access_log": False}
@@ -76,7 +77,8 @@ class FloatPixels:
         entry = TeacherLibrary(Path(library_root)).entry(teacher)
         self._network = build_teacher_network(entry.card)
         self._network.load_state_dict(load_file(entry.weights))
-        self._network.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        fold_batch_norm(self._network.eval().backbone)  # as in ours
+        self._network.requires_grad_(False).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._forward = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
         self._together.set_max_batch_size(max_batch)
 

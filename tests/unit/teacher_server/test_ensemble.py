@@ -20,7 +20,7 @@ from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.engine.ensemble import FrozenEnsemble, load_teacher, mean_probability
 from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.errors import BadQuery, LibraryError, UnknownTeacher
-from teacher_server.library import CARD, WEIGHTS, TeacherLibrary
+from teacher_server.library import CARD, TeacherLibrary
 from teacher_server.protocol import TeacherId
 
 ONE, TWO, WIDE = TeacherId("alpha", 1), TeacherId("alpha", 2), TeacherId("wide", 1)
@@ -162,10 +162,10 @@ def test_members_that_do_not_go_together_are_refused(own: TeacherLibrary, tiny: 
 
 
 @pytest.mark.parametrize("change", ["weights", "card", "gone"])
-def test_a_member_that_is_not_what_it_was_is_named(own: TeacherLibrary, change: str) -> None:
+def test_a_member_that_is_not_what_it_was_is_named(own: TeacherLibrary, tiny: ModuleType, change: str) -> None:
     folder = own.root / "alpha" / "1"
     if change == "weights":
-        shutil.copyfile(own.entry(TWO).weights, folder / WEIGHTS)
+        tiny.replace_weights(folder, own.entry(TWO).weights.read_bytes())
     elif change == "card":
         (folder / CARD).write_text((folder / CARD).read_text().replace('"chunk_items": 4', '"chunk_items": 5'))
     else:

@@ -96,8 +96,11 @@ def test_the_control_unpickling_the_payload_runs_it(planted: Path) -> None:
 @pytest.mark.parametrize("make", [pickled, torch_saved, zipped])
 @pytest.mark.parametrize("name", [WEIGHTS, CARD])
 def test_a_renamed_pickle_is_refused_and_never_runs(
-    evil: TeacherLibrary, planted: Path, make: Callable[[Path], bytes], name: str
+    evil: TeacherLibrary, tiny: ModuleType, planted: Path, make: Callable[[Path], bytes], name: str
 ) -> None:
+    if name == WEIGHTS:
+        tiny.replace_weights(folder_of(evil), make(planted))
+        assert "cannot be read as safetensors" in refusal(evil)
     (folder_of(evil) / name).write_bytes(make(planted))
     refusal(evil)
     assert not planted.exists()
@@ -110,9 +113,10 @@ def test_a_pickle_beside_the_weights_is_not_looked_at(evil: TeacherLibrary, plan
     assert not planted.exists()
 
 
-def test_the_payload_appended_to_sound_weights_is_refused(evil: TeacherLibrary, planted: Path) -> None:
-    path = folder_of(evil) / WEIGHTS
-    path.write_bytes(path.read_bytes() + pickled(planted))
+def test_the_payload_appended_to_sound_weights_is_refused(
+    evil: TeacherLibrary, tiny: ModuleType, planted: Path
+) -> None:
+    tiny.replace_weights(folder_of(evil), (folder_of(evil) / WEIGHTS).read_bytes() + pickled(planted))
     assert "cannot be read as safetensors" in refusal(evil)
     assert not planted.exists()
 
@@ -156,21 +160,20 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
-def test_a_broken_safetensors_file_is_refused(evil: TeacherLibrary, content: bytes) -> None:
-    (folder_of(evil) / WEIGHTS).write_bytes(content)
+def test_a_broken_safetensors_file_is_refused(evil: TeacherLibrary, tiny: ModuleType, content: bytes) -> None:
+    tiny.replace_weights(folder_of(evil), content)
     refusal(evil)
 
 
-def test_no_damage_to_the_header_is_anything_but_a_refusal(evil: TeacherLibrary) -> None:
-    path = folder_of(evil) / WEIGHTS
-    sound = path.read_bytes()
+def test_no_damage_to_the_header_is_anything_but_a_refusal(evil: TeacherLibrary, tiny: ModuleType) -> None:
+    sound = (folder_of(evil) / WEIGHTS).read_bytes()
     header = 8 + struct.unpack("<Q", sound[:8])[0]
     rng, refused = np.random.default_rng(0), 0
     for _ in range(300):
         content = bytearray(sound)
         for place in rng.integers(0, header, rng.integers(1, 4)):
             content[place] = rng.integers(0, 256)
-        path.write_bytes(content)
+        tiny.replace_weights(folder_of(evil), content)
         entry = evil.entry(EVIL)
         try:
             load_network(entry, entry.card)  # a damaged name in the notes of the file, say, does no harm
@@ -179,12 +182,19 @@ def test_no_damage_to_the_header_is_anything_but_a_refusal(evil: TeacherLibrary)
     assert refused > 250
 
 
-def test_files_that_are_too_large_are_refused_unread(evil: TeacherLibrary) -> None:
+def test_a_bit_that_flipped_on_the_disk_is_found(evil: TeacherLibrary) -> None:
+    content = bytearray((folder_of(evil) / WEIGHTS).read_bytes())
+    content[-1] ^= 1  # of a weight: the file is as sound as before
+    (folder_of(evil) / WEIGHTS).write_bytes(content)
+    assert "it was changed" in refusal(evil)
+
+
+def test_files_that_are_too_large_are_refused_unread(evil: TeacherLibrary, tiny: ModuleType) -> None:
     card, weights = folder_of(evil) / CARD, folder_of(evil) / WEIGHTS
     sound = weights.stat().st_size
     os.truncate(weights, 40 * MAX_WEIGHTS_BYTES)  # takes no room on the disk
     assert f"at most {MAX_WEIGHTS_BYTES} are allowed" in refusal(evil)
-    os.truncate(weights, sound + 2**21)  # more than this network can have
+    tiny.replace_weights(folder_of(evil), bytes(sound + 2**21))  # more than this network can have
     assert f"has {sound + 2**21} bytes" in refusal(evil)
     os.truncate(card, 100_000_000)
     assert f"has 100000000 bytes, at most {MAX_CARD_BYTES} are allowed" in refusal(evil)
@@ -323,7 +333,7 @@ def test_a_folder_that_is_no_version_is_passed_over(evil: TeacherLibrary, name: 
 def test_the_serving_teacher_is_untouched(
     evil: TeacherLibrary, tiny: ModuleType, store: ClipStore, planted: Path
 ) -> None:
-    (folder_of(evil) / WEIGHTS).write_bytes(torch_saved(planted))
+    tiny.replace_weights(folder_of(evil), torch_saved(planted))
     client = InProcessTeacherClient(evil)
     try:
         query = tiny.views_query(store, tiny.draw(store, 3))

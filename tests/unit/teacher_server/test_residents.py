@@ -7,10 +7,12 @@ import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
+import torch
 
-from teacher_server.errors import LibraryError, OverBudget, TeacherNotResident, UnknownTeacher
+from teacher_server.errors import LibraryError, LibraryUnreadable, OverBudget, TeacherNotResident, UnknownTeacher
 from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId
+from teacher_server.serve import residents
 from teacher_server.serve.residents import Residents
 
 ONE, TWO, BETA = TeacherId("alpha", 1), TeacherId("alpha", 2), TeacherId("beta", 1)
@@ -114,11 +116,53 @@ def test_a_version_that_does_not_exist_is_unknown(library: TeacherLibrary) -> No
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (MemoryError(), "MemoryError"),
+        (torch.OutOfMemoryError("on the device"), "on the device"),
+        (LibraryUnreadable("weights", "cannot be read: Input/output error"), "Input/output error"),
+    ],
+)
+def test_a_failure_of_disk_or_memory_passes_and_nobody_need_prepare_it_again(
+    library: TeacherLibrary, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    monkeypatch.setattr(residents, "RETRY_S", 0.02)
+
+    async def scene() -> None:
+        world = World(library)
+        world.broken[ONE] = error
+        with pytest.raises(LibraryUnreadable, match=reason):
+            await world.residents.prepare(ONE)
+        with pytest.raises(TeacherNotResident, match=f"{reason}.*; it is tried again"):
+            world.residents.use(ONE).__enter__()
+        asking = asyncio.create_task(world.ask(ONE))
+        while len(world.loads) < 3:
+            await asyncio.sleep(0.005)
+        del world.broken[ONE]
+        await asking
+        assert world.residents.failed() == {}
+
+    play(scene)
+
+
+def test_a_disk_that_fails_is_not_asked_at_every_question(library: TeacherLibrary) -> None:
+    async def scene() -> None:
+        world = World(library)
+        world.broken[ONE] = OSError(5, "Input/output error")
+        world.residents.load_now([ONE])
+        for _ in range(20):
+            with pytest.raises(TeacherNotResident):
+                world.residents.use(ONE).__enter__()
+        assert world.loads == [ONE]
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
         (LibraryError("w", "the self-test failed"), "self-test"),
         (RuntimeError("no memory left\nstack"), "no memory"),
         (RuntimeError(), "RuntimeError"),
-        (OSError(5, "Input/output error"), "Input/output error"),
-        (MemoryError(), "MemoryError"),
     ],
 )
 def test_a_failure_is_remembered_until_it_is_prepared_again(

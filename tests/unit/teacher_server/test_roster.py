@@ -136,7 +136,7 @@ def test_other_weights_under_a_bound_version_are_refused(tiny: ModuleType, tmp_p
     library = tiny.build_library(tmp_path / "library", tmp_path)
     roster = Roster(library)
     roster.bind("run", ALPHA, 0)
-    (library.root / "alpha" / "1" / WEIGHTS).write_bytes((library.root / "alpha" / "2" / WEIGHTS).read_bytes())
+    tiny.replace_weights(library.root / "alpha" / "1", (library.root / "alpha" / "2" / WEIGHTS).read_bytes())
     with pytest.raises(LibraryError, match="bound to alpha@1 with digest"):
         roster.bind("run", ALPHA, 0)
 
@@ -196,7 +196,7 @@ def test_replicas_need_what_aliases_and_live_runs_name(roster: Roster, clock: Cl
 def test_replicas_of_one_cluster_need_nothing_of_another_clusters_runs(roster: Roster) -> None:
     roster.resolve(TeacherRef("beta"))
     roster.acquire("run", "here/app", TeacherId("gamma", 1), deploying=True)
-    assert roster.required("here/app") == [TeacherId("beta", 1), TeacherId("gamma", 1)]
+    assert roster.required("here/app") == [TeacherId("gamma", 1), TeacherId("beta", 1)]
     assert roster.required("there/app") == [TeacherId("beta", 1)]
     roster.check_unused(TeacherId("gamma", 1), "there/app")
     with pytest.raises(TeacherInUse, match="run run"):

@@ -5,6 +5,8 @@ Test folders are no packages, so conftest files load this by path.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from data.store import ClipStore, StoreWriter
 from data.views import Augment, ClipSpec, ViewBatch
 from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard
 from teacher_server.engine.teacher import build_teacher_network
-from teacher_server.library import TeacherLibrary
+from teacher_server.library import CARD, WEIGHTS, TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherQuery, new_request_id
 from teacher_server.zoo.names import ARCH_VERSION
 
@@ -47,6 +49,14 @@ def save_random_weights(card: TeacherCard, path: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     save_file(build_teacher_network(card).state_dict(), path)
     return path
+
+
+def replace_weights(folder: Path, content: bytes) -> None:
+    """Other bytes in a version's folder, with their sha256 on its card: what whoever can write there would do."""
+    (folder / WEIGHTS).write_bytes(content)
+    card = json.loads((folder / CARD).read_bytes())
+    card["weights_sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / CARD).write_text(json.dumps(card, indent=2))
 
 
 def build_library(root: Path, scratch: Path) -> TeacherLibrary:

@@ -15,6 +15,7 @@ from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import FailedReply
 from teacher_server.errors import TeacherUnavailable
 from teacher_server.ledger.client import LedgerClient
+from teacher_server.ledger.store import HEADER
 from teacher_server.protocol import Binding, TeacherId
 from trainer.collective import Collective
 from trainer.launch import launch
@@ -105,8 +106,11 @@ def test_a_run_that_only_replays_ends_with_the_ledgers_own_words_when_it_lacks_a
     assert "has no answer to 4 of 4 items: record them first" in outcome.reason
 
 
-def test_a_run_without_any_ledger_ends_with_its_own_words_too(bench, kd):
+def test_a_run_whose_version_has_no_ledger_ends_with_its_own_words_too(bench, kd):
     run = bench.folder("run")
+    of_another = ledgers_folder() / "alpha@9-0123" / HEADER
+    of_another.parent.mkdir(parents=True)
+    of_another.touch()
     config = dataclasses.replace(kd, ledger="replay")
     with Progress(run.metrics, 3, Console(file=io.StringIO())) as progress:
         outcome = launch(bench.plan(config), run, progress)
