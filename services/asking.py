@@ -19,7 +19,7 @@ from starlette.requests import Request
 from data.errors import StoreError
 from services.bodies import read_body
 from services.directory import Directory
-from services.lanes import Lane, on_disconnect
+from services.lanes import Lane, Shares, on_disconnect
 from services.oip import Encoded, Question, encode_reply, parse_question
 from services.stores import Stores, without_path
 from teacher_server.contract import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE, PendingReply, TeacherClient
@@ -29,6 +29,7 @@ from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply, check
 
 READY_FOR_S = 1.0
 _LOADING_PAUSE_S = 0.2
+_AT_THE_DOOR = 4  # questions that are read although all places are taken: they may be another run's
 _RUN_OF_OTHERS = "http"  # callers that name no run share one run's part of a busy teacher
 
 
@@ -57,14 +58,16 @@ class GatewayOptions:
 
 
 class Asking:
-    """Questions under way: at most max_in_flight, bodies included, so memory has a bound."""
+    """Questions under way: at most max_in_flight, and a few whose run is not known yet, bodies included, so memory has
+    a bound. A run has no more of the places than its part, so that a greedy one leaves room for the others."""
 
     def __init__(self, client: TeacherClient, directory: Directory, stores_root: Path, options: GatewayOptions) -> None:
         self._client = client
         self._directory = directory
         self._stores = Stores(stores_root)
         self._options = options
-        self._lane = Lane("questions", options.max_in_flight)
+        self._lane = Lane("questions", options.max_in_flight + _AT_THE_DOOR)
+        self._shares = Shares("questions", options.max_in_flight)
 
     def close(self) -> None:
         """Frees the threads and the client."""
@@ -90,7 +93,8 @@ class Asking:
         entry = self._directory.resolve(teacher)
         query = self._query(entry, question)
         try:
-            reply = self._ask(query, entry, patience)
+            with self._shares.hold(query.run):
+                reply = self._ask(query, entry, patience)
         except StoreError as error:
             assert question.request.parameters.store is not None  # nothing else opens a store
             raise without_path(error, question.request.parameters.store) from None

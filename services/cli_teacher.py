@@ -46,6 +46,7 @@ def import_(
     mean: Triple | None = None,
     std: Triple | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    compile: bool = False,
     device: Literal["cpu", "cuda"] = "cpu",
     allow_unused: bool = False,
     trust_pickle: bool = False,
@@ -76,6 +77,7 @@ def import_(
         std: of R, G and B.
         precision: what it computes in; auto takes bfloat16 where that is faster here and close enough. It cannot be
             changed afterwards.
+        compile: serve it compiled by torch for clips of its length: faster, and a minute longer to load.
         device: where it is measured and tested: where it will serve.
         allow_unused: import although some tensors have no place in the network.
         trust_pickle: run the Python code in the checkpoint, if it has any. Only for files whose maker you trust.
@@ -97,6 +99,7 @@ def import_(
         mean=mean,
         std=std,
         precision=precision,
+        compile=compile,
         allow_unused=allow_unused,
     )
     library = TeacherLibrary(teachers_folder())

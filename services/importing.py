@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from teacher_server.importers.source import Source
 
 RUN_PREFIX = "run:"
-_WISHES_OF_RUNS = ("head", "classes")  # all else stands in the run's own settings
+_WISHES_OF_RUNS = ("head", "classes", "precision", "compile")  # all else stands in the run's own settings
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -110,7 +110,10 @@ def _table(title: str, rows: dict[str, str]) -> Table:
 
 def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary, mode: ImportMode) -> TeacherId | None:
     """A student of this project: its run says all that the card needs. It is tried in a library of its own first."""
+    from safetensors.torch import load_file
+
     from teacher_server.engine.teacher import FrozenTeacher
+    from teacher_server.importers.install import best_precision
     from trainer.errors import CheckpointError
     from trainer.export import export_teacher
     from trainer.runs import RunFolder
@@ -128,11 +131,18 @@ def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary,
         except CheckpointError as error:
             raise ImportRefused(source, str(error)) from None
         assert isinstance(entry.card, TeacherCard)  # a student is one network
-        Console().print(_table(f"{source} as {name}", _rows_of_run(entry, entry.card)))
+        console = Console()
+        console.print(_table(f"{source} as {name}", _rows_of_run(entry, entry.card)))
         if mode.dry_run:
             return None
-        FrozenTeacher.load(entry, mode.device)  # tests itself
-        return library.add(name, entry.card, entry.weights)
+        card = entry.card.model_copy(update={"compile": wishes.compile})
+        if wishes.precision == "auto":
+            card, note = best_precision(card, load_file(entry.weights), mode.device)
+            console.print(f"note: {note}", soft_wrap=True, markup=False)
+        else:
+            card = card.model_copy(update={"precision": wishes.precision})
+        FrozenTeacher.load(trial.entry(trial.add(name, card, entry.weights)), mode.device)  # tests itself
+        return library.add(name, card, entry.weights)
 
 
 def _refuse_flags_of_files(source: str, wishes: Wishes, mode: ImportMode) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
@@ -52,6 +53,36 @@ class Lane:
     def close(self) -> None:
         """What has not begun never will."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Shares:
+    """Who has how many of `limit` places: each run that has any, or asks for one, may have an equal part of them."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        self._what = what
+        self._limit = limit
+        self._held: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def hold(self, run: str) -> Iterator[None]:
+        """Holds one place. Raises GatewayBusy when the run has its part already."""
+        with self._lock:
+            num_runs = len({*self._held, run})
+            part = max(1, self._limit // num_runs)
+            if self._held[run] >= part:
+                raise GatewayBusy(
+                    f"{self._held[run]} {self._what} of run {run} are under way, its part of {self._limit} among "
+                    f"{num_runs} {'run' if num_runs == 1 else 'runs'}: ask again later"
+                )
+            self._held[run] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held[run] -= 1
+                if not self._held[run]:
+                    del self._held[run]
 
 
 class Place:

@@ -136,8 +136,17 @@ def make_reply(query: TeacherQuery, teacher: Teacher, answer: TeacherAnswer, sec
 
 
 def soften(raw: NDArray[np.float32], query: TeacherQuery) -> NDArray[np.float32] | NDArray[np.float16]:
-    """Raw logits divided by the query's temperature, in float32 and then in the type that it asks for."""
-    return (raw / np.float32(query.temperature)).astype(query.dtype, copy=False)
+    """Raw logits divided by the query's temperature, in float32 and then in the type that it asks for.
+
+    Raises BadQuery when they are too large for float16.
+    """
+    softened = raw / np.float32(query.temperature)
+    if query.dtype == "float16" and np.abs(softened).max(initial=0) > np.finfo(np.float16).max:
+        raise BadQuery(
+            f"logits of {np.abs(raw).max():.3g} at temperature {query.temperature:g} are too large for float16: ask "
+            "for float32, or at a higher temperature"
+        )
+    return softened.astype(query.dtype, copy=False)
 
 
 def parse_views(query: TeacherQuery) -> ViewBatch:

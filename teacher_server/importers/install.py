@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
+from teacher_server.card import TeacherCard
 from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.engine.verify import choose_precision
 from teacher_server.importers.plan import ImportPlan
@@ -20,12 +23,16 @@ def with_best_precision(plan: ImportPlan, device: str = "cpu") -> ImportPlan:
 
     Raises LibraryError for weights that are not sound.
     """
-    choice = choose_precision(plan.card, plan.tensors, device)
+    card, note = best_precision(plan.card, plan.tensors, device)
+    return dataclasses.replace(plan, card=card, notes=(*plan.notes, note))
+
+
+def best_precision(card: TeacherCard, tensors: Mapping[str, Tensor], device: str = "cpu") -> tuple[TeacherCard, str]:
+    """The card with the precision that this machine should serve it in, and why. Raises as `with_best_precision`."""
+    choice = choose_precision(card, tensors, device)
     report = choice.report
     reasons = "; ".join(report.objections()) or f"{report.speed_up:.2f} times as fast and close enough"
-    note = f"computed in {choice.precision}: {reasons}"
-    card = plan.card.model_copy(update={"precision": choice.precision})
-    return dataclasses.replace(plan, card=card, notes=(*plan.notes, note))
+    return card.model_copy(update={"precision": choice.precision}), f"computed in {choice.precision}: {reasons}"
 
 
 def install(plan: ImportPlan, name: str, library: TeacherLibrary, device: str = "cpu") -> TeacherId:

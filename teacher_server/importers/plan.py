@@ -165,6 +165,7 @@ def _card(
             std=wishes.std if wishes.std is not None else layout.std,
             feature_size=size,
             precision="bfloat16" if wishes.precision == "bfloat16" else "float32",
+            compile=wishes.compile,
             provenance=Provenance(
                 command=command,
                 source_file=source.file,

@@ -13,7 +13,8 @@ from teacher_server.importers.layouts import AUTO
 class Wishes:
     """What the user said; None and auto: from the tensors, or the layout's default.
 
-    classes: names in the order of the head's rows. precision: auto measures it on this machine. allow_unused: go on
+    classes: names in the order of the head's rows. precision: auto measures it on this machine. compile: as on a
+    card. allow_unused: go on
     although the network has no place for some tensors.
     """
 
@@ -28,4 +29,5 @@ class Wishes:
     mean: Triple | None = None
     std: Triple | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
     allow_unused: bool = False

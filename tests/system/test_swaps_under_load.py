@@ -3,7 +3,8 @@
 The operations of promise 3, in an order that the seed decides, while eight students ask without a pause:
 
     promote, rollback          a version that was evicted is loaded, tested and compared on all replicas, then committed
-    not finite, damaged        a promotion whose load fails: nothing changes
+    not finite, damaged,
+    wrong shape, changed       a promotion whose load fails: nothing changes. changed: its weights are not the card's
     other signature            one that is refused before anything is loaded
     killed                     a replica gets SIGKILL while it prepares: nothing changes, and another takes its place
 """
@@ -40,9 +41,14 @@ pytestmark = pytest.mark.system
 NAME = "swap"
 NUM_STUDENTS = 8
 GOOD = (1, 2, 3, 4)
-NOT_FINITE, OTHER_SIGNATURE, DAMAGED, SLOW_TO_TEST = 5, 6, 7, 8
-REFUSED = {"not finite": (NOT_FINITE, LibraryError), "damaged": (DAMAGED, LibraryError),
-           "other signature": (OTHER_SIGNATURE, TeacherMismatch)}  # fmt: skip
+NOT_FINITE, OTHER_SIGNATURE, DAMAGED, WRONG_SHAPE, CHANGED, SLOW_TO_TEST = range(5, 11)
+REFUSED = {
+    "not finite": (NOT_FINITE, LibraryError),
+    "damaged": (DAMAGED, LibraryError),
+    "wrong shape": (WRONG_SHAPE, LibraryError),
+    "changed": (CHANGED, LibraryError),
+    "other signature": (OTHER_SIGNATURE, TeacherMismatch),
+}
 PATIENCE_S = 120.0
 SWAP_WAIT_MS = 100
 SWAP_LIMIT_S = 3.0  # of one swap: the gate, which waits for its share of a busy replica, takes what it gets until then
@@ -60,10 +66,13 @@ class Form:
 
 
 SHORT = Form(
-    {"promote": 4, "rollback": 3, "not finite": 1, "damaged": 1, "other signature": 2, "killed": 1}, 2000, 800, 7.0
-)
+    {"promote": 4, "rollback": 3, "not finite": 1, "damaged": 1, "wrong shape": 1, "changed": 1, "other signature": 1,
+     "killed": 1},
+    2000, 800, 7.0,
+)  # fmt: skip
 FULL = Form(
-    {"promote": 80, "rollback": 60, "not finite": 15, "damaged": 15, "other signature": 15, "killed": 20},
+    {"promote": 80, "rollback": 60, "not finite": 15, "damaged": 15, "wrong shape": 10, "changed": 10,
+     "other signature": 10, "killed": 20},
     100_000, 10_000, 60.0,
 )  # fmt: skip
 
@@ -80,7 +89,7 @@ def store(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> ClipSto
 
 @pytest.fixture(scope="module")
 def library(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> TeacherLibrary:
-    """Versions 1 to 4 are sound, 8 as well; a replica must refuse 5 and 7, the roster 6."""
+    """Versions 1 to 4 are sound, the last as well; a replica must refuse 5, 7 and 8, the library 9, the roster 6."""
     library, scratch = TeacherLibrary(tmp_path_factory.mktemp("library")), tmp_path_factory.mktemp("weights")
     wider: dict[str, object] = {"width": 1.0, "feature_size": 512}
     changes: dict[int, dict[str, object]] = {OTHER_SIGNATURE: wider, SLOW_TO_TEST: {"chunk_items": 64}}
@@ -90,8 +99,10 @@ def library(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Teach
         if version == NOT_FINITE:
             save_file({k: x * 1e30 if x.is_floating_point() else x for k, x in load_file(path).items()}, path)
         assert library.add(NAME, card, path) == TeacherId(NAME, version)
-    damaged = library.root / NAME / str(DAMAGED) / WEIGHTS
-    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    content = {version: (library.root / NAME / str(version) / WEIGHTS).read_bytes() for version in (1, OTHER_SIGNATURE)}
+    tiny.replace_weights(library.root / NAME / str(DAMAGED), content[1][:-1000])
+    tiny.replace_weights(library.root / NAME / str(WRONG_SHAPE), content[OTHER_SIGNATURE])
+    (library.root / NAME / str(CHANGED) / WEIGHTS).write_bytes(content[1])
     card = tiny.make_card(**wider)
     library.add("steady", card, tiny.save_random_weights(card, scratch / "steady.safetensors", 0))
     return library

@@ -340,6 +340,33 @@ def test_beyond_the_limit_questions_are_refused_at_once_while_the_gateway_stays_
     assert gateway.ask().status_code == 200  # the places are free again
 
 
+def test_a_greedy_run_leaves_the_others_their_part(
+    make_gateway: Any, client: Any, clips: np.ndarray, question: Any
+) -> None:
+    gateway = make_gateway(max_in_flight=4)
+    client.gate = threading.Event()
+
+    async def scenario(http: httpx.AsyncClient) -> tuple[httpx.Response, httpx.Response, list[httpx.Response]]:
+        def ask(run: str) -> Any:
+            content, headers = question(clips, parameters={"run": run})
+            return http.post(PATH, content=content, headers=headers)
+
+        waiting = [asyncio.create_task(ask("greedy")) for _ in range(4)]  # alone, it may have all places
+        for _ in range(4):
+            assert await asyncio.to_thread(client.waiting.acquire, timeout=PATIENCE_S)
+        waiting += [asyncio.create_task(ask("light")) for _ in range(2)]
+        for _ in range(2):
+            assert await asyncio.to_thread(client.waiting.acquire, timeout=PATIENCE_S)
+        greedy, light = await ask("greedy"), await ask("light")
+        client.gate.set()
+        return greedy, light, await asyncio.gather(*waiting)
+
+    greedy, light, answers = gateway.run(scenario)
+    assert outcome(greedy) == outcome(light) == (429, "GatewayBusy")
+    assert "its part of 4 among 2 runs" in greedy.json()["error"]
+    assert [answer.status_code for answer in answers] == [200] * 6
+
+
 def test_a_question_whose_asker_went_away_is_cancelled_and_its_place_is_free(
     make_gateway: Any, client: Any, clips: np.ndarray, question: Any
 ) -> None:

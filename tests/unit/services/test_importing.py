@@ -193,13 +193,29 @@ def test_a_run_is_shown_and_added_with_its_own_weights(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(monkeypatch, "run:mine", "--name", "student") == 0
+    assert run(monkeypatch, "run:mine", "--name", "student", "--precision", "float32") == 0
     entry = TeacherLibrary(home / "home" / "teachers").entry(TeacherId("student", 1))
     added = load_file(entry.weights)
     assert added.keys() == finished_run.keys()
     assert all(torch.equal(added[name], tensor) for name, tensor in finished_run.items())
     assert entry.card.provenance.command == "preceptor teacher import run:mine"
     assert "7 steps on store abc" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("finished_run")
+@pytest.mark.parametrize("chosen", ["bfloat16", "float32"])
+def test_the_precision_of_a_run_is_measured_too_and_compiling_can_be_asked_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch, chosen: Literal["float32", "bfloat16"]
+) -> None:
+    report = verify.PrecisionReport(2.0, 1.0, max_difference=0.001, agreement=1.0, items=8)
+    monkeypatch.setattr(install, "choose_precision", lambda *_: verify.PrecisionChoice(chosen, report))
+    loaded = []
+    monkeypatch.setattr(FrozenTeacher, "load", lambda entry, _device: loaded.append(entry.card))
+    assert run(monkeypatch, "run:mine", "--name", "student", "--compile") == 0
+    card = TeacherLibrary(home / "home" / "teachers").entry(TeacherId("student", 1)).card
+    assert isinstance(card, TeacherCard)
+    assert (card.precision, card.compile) == (chosen, True)
+    assert loaded == [card]  # what was tested is what was added
 
 
 @pytest.mark.usefixtures("finished_run")
@@ -227,7 +243,7 @@ def test_a_run_is_tested_on_the_device_that_was_named_and_not_added_when_it_fail
         raise LibraryError(str(entry.weights), "its answers are not finite")
 
     monkeypatch.setattr(FrozenTeacher, "load", load)
-    assert run(monkeypatch, "run:mine", "--name", "student", "--device", "cuda") == 2
+    assert run(monkeypatch, "run:mine", "--name", "student", "--device", "cuda", "--precision", "float32") == 2
     assert devices == ["cuda"]
     assert "its answers are not finite" in capsys.readouterr().err
     assert not (home / "home" / "teachers").exists()

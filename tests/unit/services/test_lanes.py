@@ -12,7 +12,7 @@ import pytest
 from starlette.requests import Request
 
 from services.errors import GatewayBusy
-from services.lanes import Lane, on_disconnect
+from services.lanes import Lane, Shares, on_disconnect
 
 PATIENCE_S = 30.0
 
@@ -108,3 +108,19 @@ def test_a_cancelled_request_gives_up_what_its_thread_waits_for(lane: Lane, disc
         assert await asyncio.to_thread(work.may_end.wait, PATIENCE_S)
 
     asyncio.run(scenario())
+
+
+def test_each_run_has_an_equal_part_of_the_places_and_at_least_one() -> None:
+    shares, held = Shares("questions", 4), contextlib.ExitStack()
+    for _ in range(4):
+        held.enter_context(shares.hold("a"))
+    with pytest.raises(GatewayBusy, match="4 questions of run a are under way, its part of 4 among 1 run:"):
+        held.enter_context(shares.hold("a"))
+    for run in "bbcdef":  # b has 2 of 2 when a and it are there; each later one finds more runs, and may have one
+        held.enter_context(shares.hold(run))
+    for run in "abcdef":
+        with pytest.raises(GatewayBusy, match="its part of 4 among 6 runs"):
+            held.enter_context(shares.hold(run))
+    held.close()
+    with shares.hold("a"), shares.hold("a"), shares.hold("a"), shares.hold("a"):
+        pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from teacher_server.errors import (
     TeacherMismatch,
     UnknownTeacher,
 )
-from teacher_server.library import WEIGHTS, TeacherLibrary
+from teacher_server.library import CARD, WEIGHTS, TeacherLibrary
 from teacher_server.promotion import GateFloors
 from teacher_server.protocol import TeacherId, TeacherRef
 from teacher_server.roster.roster import Roster
@@ -84,6 +86,9 @@ def _poison(library: TeacherLibrary) -> None:
     tensors = build_teacher_network(library.entry(TeacherId("alpha", 2)).card).state_dict()  # type: ignore[arg-type]
     tensors["backbone.stem.weight"].fill_(float("nan"))
     save_file(tensors, path)
+    card = json.loads(path.with_name(CARD).read_bytes())
+    card["weights_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()  # or that alone would be refused
+    path.with_name(CARD).write_text(json.dumps(card))
 
 
 @pytest.mark.parametrize("harm", [_damage, _poison])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from data.views import VIEW_DTYPE, ViewBatch
-from teacher_server.answering import MAX_QUESTION_BYTES, ClipShape, answer_together, check_query, join_answers
+from teacher_server.answering import MAX_QUESTION_BYTES, ClipShape, answer_together, check_query, join_answers, soften
 from teacher_server.batching.batcher import Batcher, Part
 from teacher_server.card import MAX_CHUNK_BYTES, Card
 from teacher_server.engine.teacher import Teacher, TeacherAnswer
@@ -117,3 +118,12 @@ def test_a_question_may_ask_for_a_bounded_number_of_bytes() -> None:
     assert check_query(views_of(most, 64), card_of(8)).num_bytes * most <= MAX_QUESTION_BYTES
     with pytest.raises(BadQuery, match="split it"):
         check_query(views_of(most + 1, 64), card_of(8))
+
+
+def test_logits_that_float16_cannot_hold_are_refused_and_not_sent_as_infinite() -> None:
+    raw = np.array([[700.0, -1.0]], dtype=np.float32)
+    query = TeacherQuery("id", TeacherId("alpha", 1), 0.01, VIEWS, run="run", pixels=question(1), dtype="float16")
+    with pytest.raises(BadQuery, match=r"logits of 700 at temperature 0.01 are too large for float16: ask for float32"):
+        soften(raw, query)
+    assert np.isfinite(soften(raw, dataclasses.replace(query, dtype="float32"))).all()
+    assert np.isfinite(soften(raw, dataclasses.replace(query, temperature=0.011))).all()
