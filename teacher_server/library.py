@@ -172,6 +172,7 @@ class TeacherLibrary:
         staging = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
         try:
             if weights is not None:
+                assert isinstance(card, TeacherCard)  # an ensemble has none
                 content = read_file(weights.resolve(), MAX_WEIGHTS_BYTES)
                 sha256 = hashlib.sha256(content).hexdigest()
                 if card.weights_sha256 not in ("", sha256):
