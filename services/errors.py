@@ -3,7 +3,7 @@
 Every refusal is JSON, {"error": one sentence, "code": the class's name, "args": its raw arguments}:
 
     400 MalformedRequest    401 Unauthorized    403 Forbidden    404 UnknownTeacher, NoRoute    405 NoMethod
-    408 SlowBody    409 AliasMoved, GateRefused, TeacherMismatch, TeacherInUse, OverBudget
+    408 SlowBody    409 AliasMoved, GateRefused, TeacherMismatch, TeacherInUse, OtherFiles, OverBudget
     413 TooLarge    415 EncodedBody    422 BadQuery, ViewError, StoreMissing, StoreMismatch
     429 TeacherOverloaded, GatewayBusy (Retry-After)    500 InternalError    502 BadReply
     503 TeacherUnavailable, TeacherNotResident, NotLoaded (Retry-After), NoCapacity, LibraryError, StoreDamaged
@@ -23,6 +23,7 @@ from teacher_server.errors import (
     BadQuery,
     BadReply,
     GateRefused,
+    OtherFiles,
     OverBudget,
     TeacherError,
     TeacherInUse,
@@ -124,7 +125,7 @@ class Refusal:
 # The first class that fits decides; seconds for Retry-After, or None.
 _STATUS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], int, int | None], ...] = (
     (UnknownTeacher, 404, None),
-    ((AliasMoved, GateRefused, TeacherMismatch, TeacherInUse, OverBudget), _CONFLICT, None),
+    ((AliasMoved, GateRefused, TeacherMismatch, TeacherInUse, OtherFiles, OverBudget), _CONFLICT, None),
     (BadQuery, 422, None),
     (StoreDamaged, _UNAVAILABLE, None),
     (DataError, 422, None),

@@ -14,6 +14,8 @@
     ├── AliasMoved                 the alias points elsewhere than the caller believed
     ├── GateRefused                the new version is too far from the old one
     ├── LibraryError               files on disk are missing, damaged or of another format
+    │   ├── OtherFiles             they are not those that a run was bound to
+    │   └── LibraryUnreadable      the disk or the memory failed, not they
     ├── LedgerError                a ledger is damaged, or was recorded from something else
     ├── NotInLedger                the ledger has no answer to this question
     ├── BadQuery                   the question itself is wrong
@@ -180,6 +182,10 @@ class LibraryError(TeacherError):
     def __str__(self) -> str:
         path, reason = self.args
         return f"teacher library, {path}: {reason}"
+
+
+class OtherFiles(LibraryError):
+    """A run was bound to a version whose files are others now, or names a digest that they never had."""
 
 
 class LibraryUnreadable(LibraryError):

@@ -23,6 +23,7 @@ from teacher_server.errors import (
     AliasMoved,
     BadQuery,
     LibraryError,
+    OtherFiles,
     TeacherInUse,
     TeacherMismatch,
     UnknownTeacher,
@@ -258,7 +259,7 @@ class Roster(RosterLeases):
         teacher = TeacherId.parse(span.teacher)
         entry = self._entry(teacher)
         if entry.digest != span.digest:
-            raise LibraryError(
+            raise OtherFiles(
                 str(entry.folder),
                 f"the run was bound to {teacher} with digest {span.digest[:12]} at block {span.from_block}, these "
                 f"files have {entry.digest[:12]}: put the old files back or start a new run",

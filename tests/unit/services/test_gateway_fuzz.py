@@ -1,8 +1,7 @@
 """The gateway under requests that are drawn from its own OpenAPI description, right ones and wrong ones.
 
-Looked for: answers of an undocumented status, form or content, and 5xx that stand for a bug. 502 and 503 may come where
-they are documented: a client can restore a timeline whose digest the library contradicts. Two planted faults show that
-the search finds what it looks for.
+Looked for: answers of an undocumented status, form or content, and any 5xx: teachers and library are well, so nothing
+that a client sends may look as if they were not. Planted faults show that the search finds what it looks for.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from teacher_server.protocol import TeacherId
 SEED = 1
 MAX_EXAMPLES = 20
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
-ALLOWED_5XX = (502, 503)
 NAMES = {
     "name": ["alpha", "beta", "alpha@2", "nobody", "..", "%00"],
     "version": ["1", "2", "9", "0", "x"],
@@ -71,7 +69,7 @@ def _fuzz_operation(operation: Any, mode: GenerationMode, statuses: Counter[int]
                 case.path_parameters[name] = names.choice(NAMES[name])
         response = case.call()
         statuses[response.status_code] += 1
-        assert response.status_code < 500 or response.status_code in ALLOWED_5XX, response.text
+        assert response.status_code < 500, response.text
         case.validate_response(response, checks=CHECKS)
 
     try:
@@ -91,7 +89,6 @@ def test_drawn_requests_get_documented_answers_and_find_no_bug(app: FastAPI) -> 
     print(f"seed {SEED}: {sum(statuses.values())} requests, by status {dict(sorted(statuses.items()))}")
     assert statuses[200] > 100
     assert {400, 404, 409, 422} <= statuses.keys()
-    assert statuses[500] == 0
 
 
 def plant(app: FastAPI, fault: str) -> None:
