@@ -41,7 +41,7 @@ from teacher_server.errors import (
     TeacherUnavailable,
     UnknownTeacher,
 )
-from teacher_server.library import WEIGHTS, TeacherLibrary
+from teacher_server.library import TeacherLibrary
 from teacher_server.promotion import GateFloors
 from teacher_server.protocol import TeacherId, TeacherQuery, TeacherRef, new_request_id
 from teacher_server.roster.roster import Roster
@@ -278,8 +278,8 @@ def test_replicas_that_serve_other_files_than_the_library_holds_are_refused(
     card = tiny.make_card()
     delta = library.add("delta", card, tiny.save_random_weights(card, tmp_path / "a.safetensors", 1))
     app.acquire("first", TeacherRef("delta"))
-    weights = library.root / "delta" / str(delta.version) / WEIGHTS
-    tiny.save_random_weights(card, weights, 2)
+    others = tiny.save_random_weights(card, tmp_path / "b.safetensors", 2)
+    tiny.replace_weights(library.root / "delta" / str(delta.version), others.read_bytes())
     with pytest.raises(LibraryError, match=r"delta@1 has digest .* here, replicas serve it as"):
         app.acquire("second", TeacherRef("delta"))
     app.release("first")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import schemathesis
 from fastapi import FastAPI
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis.generation import GenerationMode
@@ -27,8 +29,7 @@ from starlette.responses import JSONResponse
 from services.errors import InternalError
 from teacher_server.protocol import TeacherId
 
-SEED = 1
-MAX_EXAMPLES = 20
+MAX_EXAMPLES, MAX_EXAMPLES_IN_FULL = 20, 300
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 NAMES = {
     "name": ["alpha", "beta", "alpha@2", "nobody", "..", "%00"],
@@ -38,25 +39,25 @@ NAMES = {
 }
 
 
-def fuzz(app: FastAPI, paths: str = "/") -> Counter[int]:
+def fuzz(app: FastAPI, paths: str = "/", *, seed_: int = 0, examples: int = MAX_EXAMPLES) -> Counter[int]:
     """Statuses that came, of the paths that begin so. Raises AssertionError, or schemathesis's group of failures, at
     the first answer that may not come."""
     statuses: Counter[int] = Counter()
     schema = schemathesis.openapi.from_asgi("/openapi.json", app).include(path_regex=f"^{paths}")
     for result in schema.get_all_operations():
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-            _fuzz_operation(result.ok(), mode, statuses)
+            _fuzz_operation(result.ok(), mode, statuses, seed_, examples)
     return statuses
 
 
-def _fuzz_operation(operation: Any, mode: GenerationMode, statuses: Counter[int]) -> None:
+def _fuzz_operation(operation: Any, mode: GenerationMode, statuses: Counter[int], seed_: int, examples: int) -> None:
     has_input = bool(operation.body) or any(operation.iter_parameters())
     if mode is GenerationMode.NEGATIVE and not has_input:
         return
 
-    @seed(SEED)
+    @with_seed(seed_)
     @settings(
-        max_examples=MAX_EXAMPLES if has_input else 2,
+        max_examples=examples if has_input else 2,
         deadline=None,
         database=None,
         phases=[Phase.generate],
@@ -84,9 +85,15 @@ def app(gateway: Any) -> FastAPI:
     return gateway.app
 
 
-def test_drawn_requests_get_documented_answers_and_find_no_bug(app: FastAPI) -> None:
-    statuses = fuzz(app)
-    print(f"seed {SEED}: {sum(statuses.values())} requests, by status {dict(sorted(statuses.items()))}")
+def test_drawn_requests_get_documented_answers_and_find_no_bug(
+    app: FastAPI, full: bool, seed: int, figure: Callable[[int, str, str], None]
+) -> None:
+    statuses = fuzz(app, seed_=seed, examples=MAX_EXAMPLES_IN_FULL if full else MAX_EXAMPLES)
+    figure(
+        10,
+        f"{sum(statuses.values())} drawn requests, by status {dict(sorted(statuses.items()))}",
+        "0 5xx, 0 undocumented statuses",
+    )
     assert statuses[200] > 100
     assert {400, 404, 409, 422} <= statuses.keys()
 
