@@ -1,10 +1,11 @@
 """The teachers' networks on a GPU beside the card's own limits, and rendering on it beside the CPU renderer.
 
-    python tests/bench/gpu.py [--device cuda] [--width 1] [--clips N] [--arch NAME ...] [--json FILE]
+    PYTHONPATH=. python tests/bench/gpu.py [--device cuda] [--width 1] [--clips N] [--arch NAME ...] [--json FILE]
 
-Needs torch, numpy, pyarrow, xxhash, OpenCV and this repository; no Ray. For each network, clips 3 x 16 x 112 x 112:
+Needs torch, numpy and this repository, not installed; no Ray. Rendering also needs xxhash and OpenCV, and is left out,
+with a line that says so, where they are not. For each network, clips 3 x 16 x 112 x 112:
 
-    float32         eager, as trained
+    float32         eager, as trained, without TF32
     bf16            batch-norm folded, bfloat16, channels-last-3d, head left out
     + compile       the same through torch.compile with fixed shapes
     + graph         the eager bf16 network replayed as one CUDA graph
@@ -24,20 +25,20 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.draw import draw_tuples
-from data.render import render_batch
-from data.render_torch import render_on_device
-from data.views import Augment, ClipSpec, VideoTable, ViewBatch, key_hash
 from teacher_server.zoo.fold import fold_batch_norm
 from teacher_server.zoo.names import ARCHITECTURES
 from teacher_server.zoo.registry import build_backbone
 
-SPEC = ClipSpec(clip_len=16, interval=8, crop=112)
+if TYPE_CHECKING:
+    from data.views import ViewBatch
+
+CLIP_LEN, CROP = 16, 112
 FRAME_SIZE = (128, 171)
 REPEATS = 20
 
@@ -53,6 +54,7 @@ def main() -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no usable GPU on this machine; --device cpu shows that the script works")
     device = torch.device(args.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # as teachers run
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     flops, copy_rate = matrix_rate(device), copy_bytes_per_s(device)
     print(
@@ -62,7 +64,10 @@ def main() -> int:
     results: dict[str, object] = {"device": name, "bf16 TFLOP/s": flops / 1e12, "copy GB/s": copy_rate / 1e9}
     for arch in args.arch:
         results[arch] = measure_network(arch, args.width, args.clips, device, flops, copy_rate)
-    results["render"] = measure_render(device)
+    try:
+        results["render"] = measure_render(device)
+    except ModuleNotFoundError as error:
+        print(f"\nrendering is left out: there is no {error.name}")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
@@ -74,7 +79,7 @@ def measure_network(
     """Clips per second, share of the peak and time over the floor for each way to run the network."""
     torch.manual_seed(0)
     network = build_backbone(arch, width).eval().requires_grad_(False)
-    x = torch.randn(clips, 3, SPEC.clip_len, SPEC.crop, SPEC.crop)
+    x = torch.randn(clips, 3, CLIP_LEN, CROP, CROP)
     layers = layer_costs(network, x[:1])
     operations = clips * sum(2 * macs for macs, _, _ in layers)
     floor_s = sum(
@@ -161,9 +166,12 @@ def graphed(network: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 def measure_render(device: torch.device) -> dict[str, float]:
     """16 tuples with the default augmentation: seconds of both renderers, and how far their pixels are apart."""
+    from data.render import render_batch
+    from data.render_torch import render_on_device
+
     rng = np.random.default_rng(0)
     batch = draw_views(16)
-    frames = [rng.integers(0, 256, (SPEC.clip_len, *FRAME_SIZE, 3), dtype=np.uint8) for _ in range(len(batch))]
+    frames = [rng.integers(0, 256, (CLIP_LEN, *FRAME_SIZE, 3), dtype=np.uint8) for _ in range(len(batch))]
     cpu_s = median_seconds(lambda: render_batch(frames, batch), torch.device("cpu"))
     device_s = median_seconds(lambda: render_on_device(frames, batch, device), device)
     difference = np.abs(render_on_device(frames, batch, device).cpu().numpy().astype(int) - render_batch(frames, batch))
@@ -177,6 +185,9 @@ def measure_render(device: torch.device) -> dict[str, float]:
 
 def draw_views(items: int) -> ViewBatch:
     """Tuples with the default augmentation."""
+    from data.draw import draw_tuples
+    from data.views import Augment, ClipSpec, VideoTable, key_hash
+
     keys = tuple(f"v{i}" for i in range(items))
     table = VideoTable(
         fingerprint="00" * 16,
@@ -187,7 +198,9 @@ def draw_views(items: int) -> ViewBatch:
         frame_size=FRAME_SIZE,
     )
     rows = np.arange(items, dtype=np.int64)
-    return draw_tuples(table, rows, view_seed=0, epoch=0, spec=SPEC, augment=Augment())
+    return draw_tuples(
+        table, rows, view_seed=0, epoch=0, spec=ClipSpec(clip_len=CLIP_LEN, interval=8, crop=CROP), augment=Augment()
+    )
 
 
 def median_seconds(run: Callable[[], object], device: torch.device) -> float:
