@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from data.store import ClipStore
 
 StoreSize = Literal["demo", "full", "tiny", "demo2", "full2", "tiny2"]
 
+_print = partial(print, flush=True)
 FRAME_SIZE = (64, 86)  # height, width: small enough for a laptop to train on
 
 
@@ -32,7 +34,7 @@ def make_demo_store(
     store: str = "",
     *,
     frame_size: tuple[int, int] = FRAME_SIZE,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = _print,
 ) -> Path:
     """Draws and ingests the set of this size; what is there already is kept. Returns the store's path.
 

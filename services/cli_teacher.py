@@ -77,7 +77,7 @@ def import_(
         std: of R, G and B.
         precision: what it computes in; auto takes bfloat16 where that is faster here and close enough. It cannot be
             changed afterwards.
-        compile: serve it compiled by torch for clips of its length: faster, and a minute longer to load.
+        compile: serve it compiled by torch for clips of its length; it takes longer to load.
         device: where it is measured and tested: where it will serve.
         allow_unused: import although some tensors have no place in the network.
         trust_pickle: run the Python code in the checkpoint, if it has any. Only for files whose maker you trust.

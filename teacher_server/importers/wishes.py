@@ -14,8 +14,7 @@ class Wishes:
     """What the user said; None and auto: from the tensors, or the layout's default.
 
     classes: names in the order of the head's rows. precision: auto measures it on this machine. compile: as on a
-    card. allow_unused: go on
-    although the network has no place for some tensors.
+    card. allow_unused: go on although the network has no place for some tensors.
     """
 
     layout: str = AUTO

@@ -202,11 +202,11 @@ class Roster(RosterLeases):
     def _resolve(self, state: RosterState, ref: TeacherRef) -> tuple[RosterState, TeacherId]:
         if ref.name not in state.aliases:
             self.library.add_bundled()
-        if ref.name not in state.aliases and ref.version is None:  # a pinned version needs no alias that keeps it
-            first = self.library.first(ref).version
-            state = state.with_change(
-                AliasChange(when=self._clock(), who="roster", name=ref.name, old=None, new=first, kind="first use")
-            )
+            if ref.version is None:  # a pinned version needs no alias that keeps it
+                new = self.library.first(ref).version
+                state = state.with_change(
+                    AliasChange(when=self._clock(), who="roster", name=ref.name, old=None, new=new, kind="first use")
+                )
         version = state.aliases[ref.name] if ref.version is None else ref.version
         teacher = TeacherId(ref.name, version)
         self._entry(teacher)  # raises for a version that is not there

@@ -26,6 +26,7 @@ from trainer.paper.plan import Job
 from trainer.paper.scale import Choices, Scale
 
 _SAME_PRESS_S = 1.0  # `timeout` and shells may send one request twice
+_GIT_S = 10.0
 _PACKAGES = ("torch", "ray", "numpy")
 _ESTIMATES = ("expected", "step_times", "measured_on")  # of a scale: they change no result
 
@@ -72,11 +73,13 @@ def program() -> str:
     """The commit of this checkout, with a + where its files differ from it; elsewhere the version."""
     git = ("git", "-C", str(Path(__file__).parents[2]))
     try:
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
+        commit, changes = (
+            subprocess.run([*git, *words], check=True, capture_output=True, text=True, timeout=_GIT_S).stdout.strip()
+            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
+    except (OSError, subprocess.SubprocessError):
         return f"preceptor {version('preceptor')}"
-    return f"commit {commit.stdout.strip()}{'+' if changes.stdout.strip() else ''}"
+    return f"commit {commit}{'+' if changes else ''}"
 
 
 def _processor() -> str:

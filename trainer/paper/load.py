@@ -207,10 +207,8 @@ def _read_run(folder: Path) -> Mapping[str, Any]:
 
 def spent_s(folder: Path) -> float:
     """Seconds that all starts of a paper folder have taken so far, as progress.json says; 0 before the first."""
-    try:
-        return float(json.loads((folder / PROGRESS_NAME).read_bytes())["spent_s"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
+    path = folder / PROGRESS_NAME
+    return float(json.loads(path.read_bytes())["spent_s"]) if path.is_file() else 0.0
 
 
 def _first_line(error: Exception) -> str:

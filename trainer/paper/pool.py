@@ -44,9 +44,8 @@ class RayPool:
             "num_gpus": gpus,
             "max_retries": 1,
             "max_calls": 0,
-            "runtime_env": {
-                "env_vars": {VARIABLE: str(home())}
-            },  # a cluster's workers have an environment of their own
+            # A cluster's workers have an environment of their own.
+            "runtime_env": {"env_vars": {VARIABLE: str(home())}},
         }
         self._run_job: Any = ray.remote(**options)(run_job)
         self._tasks: dict[Any, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,9 +11,17 @@ from types import ModuleType
 
 import pytest
 
-from teacher_server.errors import BadQuery, LibraryError, TeacherInUse, TeacherMismatch, UnknownTeacher
+from teacher_server.errors import (
+    BadQuery,
+    LibraryError,
+    TeacherInUse,
+    TeacherMismatch,
+    TeacherUnavailable,
+    UnknownTeacher,
+)
 from teacher_server.library import WEIGHTS, TeacherLibrary
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
+from teacher_server.roster import file as roster_file
 from teacher_server.roster.roster import LEASE_TTL_S, Roster
 from teacher_server.roster.state import RosterState, Span
 
@@ -352,3 +361,23 @@ def test_processes_that_share_the_file_lose_no_change(library: TeacherLibrary, t
     }
     assert len(state.log) == 1
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
+
+
+@pytest.mark.parametrize("call", ["mkdir", "write"])
+def test_a_disk_that_takes_no_more_is_told_as_unavailable_and_the_file_stays(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_args: object, **_more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    roster.bind("run", ALPHA, 0)
+    before = roster.path.read_bytes()
+    with monkeypatch.context() as patched:
+        if call == "mkdir":
+            patched.setattr(roster_file.Path, "mkdir", full)
+        else:
+            patched.setattr(roster_file, "write_atomic", full)
+        with pytest.raises(TeacherUnavailable, match=r"roster did not answer .* cannot be written: No space left"):
+            roster.bind("run", ALPHA, 1)
+    assert roster.path.read_bytes() == before
+    roster.bind("run", ALPHA, 1)

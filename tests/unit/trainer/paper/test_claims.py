@@ -4,7 +4,7 @@ import pytest
 
 from trainer.paper.curve_claims import all_claims
 from trainer.paper.load import read_grid
-from trainer.paper.published import PAIRS, STUDENTS, paper_accuracy
+from trainer.paper.published import PAIRS, ROWS, STUDENTS, paper_accuracy
 from trainer.paper.records import Arm
 
 FRACTIONS = (100.0, 25.0, 2.0)
@@ -80,6 +80,20 @@ def test_pairs_that_are_missing_leave_a_claim_open_only_while_they_could_decide_
 def test_gains_are_largest_at_2_percent_only_if_they_are(made_up, tmp_path, least, most, expected):
     made_up.write_grid(tmp_path, lambda *row: least if row[2] == 2.0 else most, fractions=FRACTIONS)
     assert verdict(tmp_path, "largest-at-2") == expected
+
+
+@pytest.mark.parametrize("key", ["early-gains", "largest-at-2"])
+@pytest.mark.parametrize(("early", "expected"), [(0.18, "not testable here"), (0.3, "not supported")])
+def test_a_share_on_which_nothing_was_learned_decides_nothing(made_up, tmp_path, key, early, expected):
+    """At 2 % all nine rows are equal: where they only guess, that says nothing of their teachers."""
+    made_up.write_grid(tmp_path, always(0.1), fractions=(100.0,))
+    for seed in (0, 1):
+        for student, teacher in ROWS:
+            arm = Arm(student=student) if teacher is None else made_up.full_arm(student, teacher)
+            made_up.write_cell(tmp_path, made_up.cell_result(arm, 2.0, seed, stages=(early, early, early)))
+    found = claim(tmp_path, key)
+    assert found.verdict == expected
+    assert ("nothing was learned at 2 %" in found.figures) == (early < 0.2)
 
 
 def test_without_2_percent_it_is_not_known_where_gains_are_largest(made_up, tmp_path):
