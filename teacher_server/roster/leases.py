@@ -14,6 +14,7 @@ from teacher_server.roster.state import App, Lease, RosterState
 
 LEASE_TTL_S = 120.0
 FORGET_AFTER_S = 24 * 3600.0  # by then the cluster of an expired lease is gone, or it would have swept it
+FORGET_TIMELINE_AFTER_S = 30 * FORGET_AFTER_S  # a run that is resumed later brings its timeline in its checkpoint
 
 
 class RosterLeases:
@@ -80,9 +81,12 @@ class RosterLeases:
         return {run: lease for run, lease in self.state().leases.items() if lease.app == app}
 
     def expired(self, app: str) -> list[str]:
-        """The runs whose leases on this app ran out. What ended a day ago is forgotten, whatever its app."""
+        """The runs whose leases on this app ran out. What ended a day ago is forgotten, whatever its app,
+        and so is the timeline of a run that was not heard of for a month."""
         now = self._clock()
-        self._file.change(lambda state: (state.without_stale(now - FORGET_AFTER_S), None))
+        self._file.change(
+            lambda state: (state.without_stale(now - FORGET_AFTER_S, now - FORGET_TIMELINE_AFTER_S), None)
+        )
         return sorted(run for run, lease in self.leases(app).items() if lease.expires_at <= now)
 
     def note_app(self, key: str, cluster_address: str) -> None:

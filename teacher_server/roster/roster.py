@@ -128,13 +128,12 @@ class Roster(RosterLeases):
             raise BadQuery(f"blocks count from 0, got {block}")
 
         def change(state: RosterState) -> tuple[RosterState, Binding]:
-            state = state.with_renewal(run, self._clock() + LEASE_TTL_S)
+            state = state.with_renewal(run, self._clock() + LEASE_TTL_S, block)
             span = state.span_of(run, block)
             if span is None:
                 state, teacher = self._resolve(state, ref)
-                state = state.with_block(
-                    run, block, Span(from_block=block, teacher=str(teacher), digest=self._entry(teacher).digest)
-                )
+                bound = Span(from_block=block, teacher=str(teacher), digest=self._entry(teacher).digest)
+                state = state.with_block(run, block, bound, self._clock())
                 span = state.span_of(run, block)
             assert span is not None
             return state, self._binding(span, block)
@@ -168,7 +167,7 @@ class Roster(RosterLeases):
                 f"a timeline starts at block 0 and ascends, got {blocks} and {highest_block} as the last one"
             )
         spans = tuple(Span(from_block=b.block, teacher=str(b.teacher), digest=b.digest) for b in bindings)
-        timeline = Timeline(spans=spans, highest_block=highest_block)
+        timeline = Timeline(spans=spans, highest_block=highest_block, bound_at=self._clock())
         self._file.change(lambda state: (state.with_timeline(run, timeline), None))
 
     def is_bound(self, run: str, teacher: TeacherId) -> bool:

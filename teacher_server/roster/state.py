@@ -9,7 +9,7 @@ apps       app -> the cluster that it runs on, and until when that is believed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -54,29 +54,38 @@ class Span(_Record):
 
 
 class Timeline(_Record):
-    """Spans in ascending order, the first from block 0, and the highest block that was bound."""
+    """Spans in ascending order, the first from block 0, the highest block that was bound, and when that was, in
+    seconds since 1970."""
 
     spans: tuple[Span, ...] = Field(min_length=1)
     highest_block: int
+    bound_at: float
 
-    def recent(self) -> set[str]:
-        """The teachers of the two newest blocks: one rank may still ask about the last block while another has begun
-        the next."""
-        started = [span for span in self.spans if span.from_block <= max(0, self.highest_block - 1)]
-        later = self.spans[len(started) :]
-        return {span.teacher for span in (started[-1], *later)}
+    def span_at(self, block: int) -> Span:
+        """The span that covers a block."""
+        return max((span for span in self.spans if span.from_block <= block), key=lambda span: span.from_block)
+
+    def recent(self, block: int) -> list[str]:
+        """The teachers of a block and the one before it: one rank may still ask about that."""
+        return list(dict.fromkeys(self.span_at(b).teacher for b in (max(0, block - 1), block)))
+
+    def later(self, block: int) -> list[str]:
+        """The teachers of the blocks after this one, each once: of a run that repeats a recorded timeline."""
+        return list(dict.fromkeys(span.teacher for span in self.spans if span.from_block > block))
 
 
 class Lease(_Record):
     """A run's claim on an app, `cluster/app name`, and on a teacher; `expires_at` in seconds since 1970.
 
-    cluster_address: where the app's cluster is reached, as RAY_ADDRESS takes it.
+    block: that the run asked about last, None before its first. cluster_address: where the app's cluster is reached,
+    as RAY_ADDRESS takes it.
     """
 
     app: str
     teacher: str
     started_by_run: bool
     expires_at: float
+    block: int | None = None
     cluster_address: str = ""
 
 
@@ -150,18 +159,19 @@ class RosterState(_Record):
         timeline = self.timelines.get(run)
         if timeline is None or block > timeline.highest_block:
             return None
-        return max((s for s in timeline.spans if s.from_block <= block), key=lambda s: s.from_block)
+        return timeline.span_at(block)
 
-    def with_block(self, run: str, block: int, span: Span) -> RosterState:
+    def with_block(self, run: str, block: int, span: Span, now: float) -> RosterState:
         """Binds a block beyond the highest one. A span like the last one only moves the highest block."""
         timeline = self.timelines.get(run)
         if timeline is None:
             # The first span reaches back to block 0, so that every block below the highest has an answer.
-            after = Timeline(spans=(span.model_copy(update={"from_block": 0}),), highest_block=block)
+            spans = (span.model_copy(update={"from_block": 0}),)
         elif (timeline.spans[-1].teacher, timeline.spans[-1].digest) == (span.teacher, span.digest):
-            after = timeline.model_copy(update={"highest_block": block})
+            spans = timeline.spans
         else:
-            after = Timeline(spans=(*timeline.spans, span), highest_block=block)
+            spans = (*timeline.spans, span)
+        after = Timeline(spans=spans, highest_block=block, bound_at=now)
         state = self.model_copy(update={"timelines": {**self.timelines, run: after}})
         # From its first block on, a run needs what it is bound to, not what it was told when it asked for its lease.
         return state._with_leased(run, teacher=span.teacher)
@@ -184,15 +194,18 @@ class RosterState(_Record):
         }
         return self.model_copy(update={"leases": leases})
 
-    def with_renewal(self, run: str, expires_at: float) -> RosterState:
-        """The run's lease lasts until `expires_at`; unchanged when it has none."""
-        return self._with_leased(run, expires_at=expires_at)
+    def with_renewal(self, run: str, expires_at: float, block: int | None = None) -> RosterState:
+        """The run's lease lasts until `expires_at`; unchanged when it has none. block: that the run asks about."""
+        asked = {} if block is None else {"block": block}
+        return self._with_leased(run, expires_at=expires_at, **asked)
 
-    def without_stale(self, before: float) -> RosterState:
-        """Without the leases and apps that ended before this time: those of clusters that are gone."""
+    def without_stale(self, before: float, unbound_since: float) -> RosterState:
+        """Without the leases and apps that ended before this time, those of clusters that are gone, and without the
+        timelines of runs without a lease to which nothing was bound since the other time."""
         leases = {run: lease for run, lease in self.leases.items() if lease.expires_at >= before}
         apps = {key: app for key, app in self.apps.items() if app.expires_at >= before}
-        return self.model_copy(update={"leases": leases, "apps": apps})
+        kept = {run: x for run, x in self.timelines.items() if run in leases or x.bound_at >= unbound_since}
+        return self.model_copy(update={"leases": leases, "apps": apps, "timelines": kept})
 
     def without_lease(self, run: str) -> RosterState:
         """The run holds no lease."""
@@ -207,33 +220,45 @@ class RosterState(_Record):
         return self.model_copy(update={"apps": {k: app for k, app in self.apps.items() if k != key}})
 
     def required(self, now: float, app: str | None = None) -> list[str]:
-        """`name@version` of all alias targets, of what live runs asked for or were last bound to, and last of what is
-        being prepared; each once. app: as in `needs`."""
+        """`name@version` of what live runs asked for or are bound to, of all alias targets and of what is being
+        prepared; each once, in the order of `needs`. app: as there."""
         return list(dict.fromkeys(teacher for teacher, _ in self.needs(now, app)))
 
     def needs(self, now: float, app: str | None = None) -> Iterator[tuple[str, str]]:
         """Every `name@version` that must stay, and who needs it, for people: first what runs need, because a replica
-        loads in this order and may have no room for all; last what is only being prepared.
+        loads in this order and may have no room for all; then what aliases mean, what is only being prepared, and what
+        runs that repeat a timeline come to later.
 
         app: whose leases and promotions count, None for all. Aliases count for every app.
         """
-        for run, lease in sorted(self.leases.items()):
-            if lease.expires_at > now and app in (None, lease.app):
-                recent = self.timelines[run].recent() if run in self.timelines else set()
-                for teacher in sorted({lease.teacher, *recent}):
-                    yield teacher, f"run {run}"
+        live = {
+            run: lease
+            for run, lease in sorted(self.leases.items())
+            if lease.expires_at > now and app in (None, lease.app)
+        }
+        for run, lease in live.items():
+            for teacher in dict.fromkeys([lease.teacher, *self._bound(run, Timeline.recent)]):
+                yield teacher, f"run {run}"
         for name, version in sorted(self.aliases.items()):
             yield f"{name}@{version}", f"alias {name}"
         for name, pending in sorted(self.pending.items()):
             for one in pending:
                 if app in (None, one.app):
                     yield f"{name}@{one.version}", f"a promotion of {name} that is under way"
+        for run in live:
+            for teacher in self._bound(run, Timeline.later):
+                yield teacher, f"run {run}, later in its timeline"
 
     def addresses(self, now: float) -> list[str]:
         """The addresses of the clusters on which teachers of this library are served now, sorted."""
         leases = {x.cluster_address for x in self.leases.values() if x.expires_at > now}
         apps = {x.cluster_address for x in self.apps.values() if x.expires_at > now}
         return sorted((leases | apps) - {""})
+
+    def _bound(self, run: str, part: Callable[[Timeline, int], list[str]]) -> list[str]:
+        """What a leased run is bound to around the block that it asked about last, or was bound to last."""
+        timeline, block = self.timelines.get(run), self.leases[run].block
+        return [] if timeline is None else part(timeline, timeline.highest_block if block is None else block)
 
     def _with_leased(self, run: str, **fields: str | float) -> RosterState:
         """The run's lease with other fields; unchanged when it has none."""

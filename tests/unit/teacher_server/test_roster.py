@@ -22,6 +22,7 @@ from teacher_server.errors import (
 from teacher_server.library import WEIGHTS, TeacherLibrary
 from teacher_server.protocol import Binding, TeacherId, TeacherRef
 from teacher_server.roster import file as roster_file
+from teacher_server.roster.leases import FORGET_TIMELINE_AFTER_S
 from teacher_server.roster.roster import LEASE_TTL_S, Roster
 from teacher_server.roster.state import RosterState, Span
 
@@ -236,6 +237,38 @@ def test_the_last_block_keeps_its_version_loaded_until_the_next_but_one_is_bound
     assert set(roster.required()) == {TWO}
 
 
+def test_a_run_that_repeats_a_timeline_keeps_what_it_comes_to_later(roster: Roster) -> None:
+    """Its versions are needed from the block that it asks about; what lies behind it is not."""
+    bound = [Binding(teacher, roster.library.entry(teacher).digest, block) for block, teacher in enumerate([ONE, TWO])]
+    gamma = TeacherId("gamma", 1)
+    bound.append(Binding(gamma, roster.library.entry(gamma).digest, 4))
+    roster.restore("run", bound, 6)
+    roster.acquire("run", "app", ONE, deploying=True)
+    roster.resolve(TeacherRef("beta"))
+    roster.bind("run", ALPHA, 0)
+    assert roster.required() == [ONE, TeacherId("beta", 1), TWO, gamma]  # the later ones have the last claim on room
+    with pytest.raises(TeacherInUse, match="run run, later in its timeline"):
+        roster.check_unused(gamma)
+    roster.acquire("run", "app", TWO, deploying=True)
+    roster.bind("run", ALPHA, 3)
+    roster.check_unused(ONE)
+    assert roster.required() == [TWO, TeacherId("beta", 1), gamma]
+    roster.bind("run", ALPHA, 2)  # it went back to a checkpoint
+    assert roster.required() == [TWO, TeacherId("beta", 1), gamma]
+
+
+def test_timelines_of_runs_that_nobody_heard_of_for_a_month_are_forgotten(roster: Roster, clock: Clock) -> None:
+    roster.acquire("live", "app", ONE, deploying=True)
+    for run in ("live", "old", "new"):
+        roster.bind(run, ALPHA, 0)
+    clock.now += FORGET_TIMELINE_AFTER_S
+    roster.renew("live")
+    roster.bind("new", ALPHA, 1)
+    clock.now += 1
+    roster.expired("app")
+    assert set(roster.state().timelines) == {"live", "new"}
+
+
 def test_a_timeline_is_put_back_from_a_checkpoint(roster: Roster, tmp_path: Path) -> None:
     roster.bind("run", ALPHA, 2)
     roster.promote("alpha", 2, who="ann")
@@ -332,7 +365,7 @@ def test_the_file_is_json_that_reads_back_as_the_same_state(roster: Roster) -> N
 
 def test_a_state_never_changes() -> None:
     state = RosterState()
-    changed = state.with_block("run", 4, Span(from_block=4, teacher="alpha@1", digest="d"))
+    changed = state.with_block("run", 4, Span(from_block=4, teacher="alpha@1", digest="d"), now=1.0)
     assert state == RosterState()
     assert changed.timelines["run"].spans[0].from_block == 0
 
