@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -49,6 +50,7 @@ class Caller:
         self._store = ClipStore.open(store)
         self._load = load
         self._seed = seed * 100_003  # no two callers of a benchmark ever draw equal views
+        self._run = f"caller-{os.getpid()}"
         self._client = _client(load)
         batch = draw(self._store, load.head, load.items, self._seed)
         self._pixels = render_batch(self._store.gather(batch), batch) if load.pixels else None
@@ -149,7 +151,7 @@ class Caller:
         self._seed += 1
         load = self._load
         batch = draw(self._store, load.head, load.items, self._seed)
-        return self._client.submit(question(self._store, load.teacher, batch, self._pixels, run=f"caller{id(self)}"))
+        return self._client.submit(question(self._store, load.teacher, batch, self._pixels, run=self._run))
 
 
 def _client(load: Load) -> TeacherClient:
