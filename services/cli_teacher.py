@@ -16,20 +16,21 @@ from teacher_server.promotion import GateFloors
 LayoutName = Literal["auto", "native", "vcop", "torchvision", "pcl"]
 
 
-def list_(log: bool = False) -> None:
+def list_(log: bool = False, gateway: str = "") -> None:
     """List the teachers of the library, their versions and digests.
 
     Example: preceptor teacher list --log
 
     Args:
         log: list the changes of the aliases instead: when, who, from what to what.
+        gateway: URL of a service's gateway, to list what is there; PRECEPTOR_TOKEN is its token.
     """
-    from services.operate import print_alias_log, print_teachers
+    from services.listing import print_alias_log, print_teachers
 
     if log:
-        print_alias_log()
+        print_alias_log(gateway)
     else:
-        print_teachers()
+        print_teachers(gateway)
 
 
 def import_(

@@ -17,7 +17,7 @@ from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.bodies import read_model
-from services.directory import Directory
+from services.directory import Aliases, AliasInfo, Directory
 from services.guards import operator
 from services.lanes import Lane
 from services.openapi import body_of
@@ -26,7 +26,6 @@ from teacher_server.contract import OperatorControl, RunControl
 from teacher_server.errors import BadQuery
 from teacher_server.promotion import GateFloors, GateReport, Promotion
 from teacher_server.protocol import TeacherId
-from teacher_server.roster.state import AliasChange
 
 MAX_SHOWN_CHANGES = 1000
 _REFUSALS = documented(400, 404, 408, 409, 413, 415, 422, 429, 503)
@@ -66,21 +65,6 @@ class EvictRequest(_Body):
     """who: for the log, beside the address that this came from."""
 
     who: Who = ""
-
-
-class AliasInfo(BaseModel):
-    """digest: null when the version's files are damaged."""
-
-    name: str
-    version: int
-    digest: str | None
-
-
-class Aliases(BaseModel):
-    """log: the newest changes, oldest first; `when` in seconds since 1970."""
-
-    aliases: list[AliasInfo]
-    log: list[AliasChange]
 
 
 class GateInfo(BaseModel):

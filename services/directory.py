@@ -11,7 +11,7 @@ from teacher_server.errors import TeacherError, UnknownTeacher
 from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherRef
 from teacher_server.roster.roster import Roster
-from teacher_server.roster.state import RosterState
+from teacher_server.roster.state import AliasChange, RosterState
 
 
 class CardSummary(BaseModel):
@@ -47,6 +47,27 @@ class TeacherInfo(BaseModel):
     name: str
     alias: int
     versions: list[VersionInfo]
+
+
+class Teachers(BaseModel):
+    """Every teacher of the library."""
+
+    teachers: list[TeacherInfo]
+
+
+class AliasInfo(BaseModel):
+    """digest: null when the version's files are damaged."""
+
+    name: str
+    version: int
+    digest: str | None
+
+
+class Aliases(BaseModel):
+    """log: the newest changes, oldest first; `when` in seconds since 1970."""
+
+    aliases: list[AliasInfo]
+    log: list[AliasChange]
 
 
 class Directory:

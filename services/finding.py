@@ -62,7 +62,7 @@ def operator_control(place: Place, library: TeacherLibrary) -> Iterator[Operator
     if place.gateway:
         from teacher_server.clients.http_control import HttpOperatorControl
 
-        yield HttpOperatorControl(place.gateway, _token(OPERATOR_TOKEN_VARIABLE))
+        yield HttpOperatorControl(place.gateway, token(OPERATOR_TOKEN_VARIABLE))
     elif place.address:
         with _joined(place):
             from teacher_server.serve.deployment import TeacherService
@@ -80,7 +80,7 @@ def teacher_client(place: Place, library: TeacherLibrary) -> Iterator[TeacherCli
         if place.gateway:
             from teacher_server.clients.http import HttpTeacherClient
 
-            client = HttpTeacherClient(place.gateway, _token(TOKEN_VARIABLE))
+            client = HttpTeacherClient(place.gateway, token(TOKEN_VARIABLE))
         elif place.address:
             stack.enter_context(_joined(place))
             from teacher_server.clients.serve import ServeTeacherClient
@@ -121,5 +121,6 @@ def check_reachable(address: str) -> None:
         ) from None
 
 
-def _token(variable: str) -> str | None:
+def token(variable: str) -> str | None:
+    """The bearer token for a gateway, from this environment variable; None when it is unset or empty."""
     return os.environ.get(variable) or None

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from services.asking import Asking, GatewayOptions, Readiness
 from services.control import Control, EvictRequest, PromoteRequest, RollbackRequest, add_aliases, add_eviction
-from services.directory import Directory, TeacherInfo
+from services.directory import Directory, Teachers
 from services.guards import Recorder, RecordRequest, TokenGuard
 from services.inference import IndexRequest, add_infer, add_models, add_server
 from services.lanes import Lane
@@ -43,12 +43,6 @@ class Status(BaseModel):
     """Liveness and readiness."""
 
     status: str
-
-
-class Teachers(BaseModel):
-    """The library's teachers."""
-
-    teachers: list[TeacherInfo]
 
 
 def always_ready() -> frozenset[TeacherId]:

@@ -1,28 +1,18 @@
-"""What `preceptor serve`, `stop` and `teacher list` do."""
+"""What `preceptor serve` and `stop` do."""
 
 from __future__ import annotations
 
-import datetime
 import ipaddress
 import os
 import signal
 import socket
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from data.home import teachers_folder
 from services.asking import GatewayOptions
-from services.directory import Directory, TeacherInfo
 from teacher_server.contract import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE
-from teacher_server.library import TeacherLibrary
-from teacher_server.roster.roster import Roster
-from teacher_server.roster.state import AliasChange
 from trainer.config import ConfigError, RunConfig
 
 if TYPE_CHECKING:
@@ -93,51 +83,6 @@ def stop_serving() -> None:
 
         delete_gateway()
         TeacherService.connect(teachers_folder()).delete()
-
-
-def print_teachers() -> None:
-    """A table on standard output."""
-    teachers = Directory(TeacherLibrary(teachers_folder())).teachers()
-    console = Console()
-    if not teachers:
-        console.print(f"no teachers in {teachers_folder()}: `make teachers` makes some", soft_wrap=True)
-        return
-    console.print(table_of(teachers))
-
-
-def print_alias_log() -> None:
-    """The audit log of the aliases, oldest first, as a table on standard output."""
-    log, console = Roster(TeacherLibrary(teachers_folder())).state().log, Console()
-    if not log:
-        console.print("no alias was made or changed yet")
-        return
-    console.print(log_table(log))
-
-
-def log_table(log: Sequence[AliasChange]) -> Table:
-    """A row for each change: when (local time), who, what, from and to."""
-    table = Table("when", "who", "change", "from", "to")
-    for entry in log:
-        when = datetime.datetime.fromtimestamp(entry.when).astimezone().isoformat(sep=" ", timespec="seconds")
-        old = "" if entry.old is None else f"{entry.name}@{entry.old}"
-        table.add_row(when, Text(entry.who), entry.kind, old, f"{entry.name}@{entry.new}")
-    return table
-
-
-def table_of(teachers: Sequence[TeacherInfo]) -> Table:
-    """A row for each version; the one that the alias means is marked."""
-    table = Table("teacher", "alias", "digest", "arch", "head", "input")
-    for info in teachers:
-        for version in info.versions:
-            mark = "yes" if version.version == info.alias else ""
-            name = f"{info.name}@{version.version}"
-            if version.card is None or version.digest is None:
-                table.add_row(name, mark, "damaged", version.problem or "", "", "")
-                continue
-            card = version.card
-            takes = f"{card.modality} {card.crop}x{card.crop}, {card.min_clip_len}+ frames"
-            table.add_row(name, mark, version.digest[:12], card.arch, card.head, takes)
-    return table
 
 
 def check_address(host: str, *, has_token: bool) -> None:

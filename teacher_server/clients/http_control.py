@@ -247,6 +247,11 @@ class HttpOperatorControl:
         return self._call(_Call(method, path, about, body, _LOADING_LIMIT_S, repeatable=False), _PromotionJson)
 
 
+def ask_gateway(url: str, token: str | None, path: str, about: str, answer: type[_Answer]) -> _Answer:
+    """What the gateway at `url` answers to a GET, parsed. about: what errors say that it was asked."""
+    return _Caller(url, token, time.sleep)(_Call("GET", path, about), answer)
+
+
 def _run_path(run: str) -> str:
     return f"/v1/runs/{segment(run)}"
 

@@ -166,7 +166,7 @@ class RosterState(_Record):
         timeline = self.timelines.get(run)
         if timeline is None:
             # The first span reaches back to block 0, so that every block below the highest has an answer.
-            spans = (span.model_copy(update={"from_block": 0}),)
+            spans: tuple[Span, ...] = (span.model_copy(update={"from_block": 0}),)
         elif (timeline.spans[-1].teacher, timeline.spans[-1].digest) == (span.teacher, span.digest):
             spans = timeline.spans
         else:

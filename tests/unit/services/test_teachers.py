@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from services import cli, teachers
 from services.bench_teacher import Speed, bench_query, measure
 from services.finding import Place
-from services.operate import log_table
+from services.listing import log_table
 from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard
 from teacher_server.engine.weights import build_teacher_network
 from teacher_server.errors import BadQuery, GateRefused, TeacherNotResident, TeacherOverloaded

@@ -13,6 +13,7 @@ import pytest
 
 from services.asking import GatewayOptions
 from services.gateway import create_app
+from services.listing import print_alias_log, print_teachers
 from services.offline import OfflineControl
 from teacher_server.clients import http as http_client
 from teacher_server.clients import http_control
@@ -376,6 +377,27 @@ def test_a_token_that_may_ask_may_not_operate_and_a_wrong_one_may_nothing(behind
         with pytest.raises(TeacherError, match="PRECEPTOR_TOKEN"):
             HttpRunControl(behind.url, token).bind("r", ALPHA, 0)
     assert behind.control.timeline("r") == []
+
+
+def test_what_lies_behind_a_gateway_is_listed(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("PRECEPTOR_TOKEN", SECRET)
+    print_alias_log(behind.url)
+    assert capsys.readouterr().out == "no alias was made or changed yet\n"
+    HttpOperatorControl(behind.url, "operates").promote("alpha", 2, "ann")
+    print_teachers(behind.url)
+    rows = {row.split("│")[1].strip(): row for row in capsys.readouterr().out.splitlines() if "@" in row}
+    assert list(rows) == ["alpha@1", "alpha@2", "beta@1", "gamma@1"]
+    assert behind.library.entry(TeacherId("alpha", 2)).digest[:12] in rows["alpha@2"]
+    assert "yes" in rows["alpha@2"]
+    assert "yes" not in rows["alpha@1"]
+    print_alias_log(behind.url)
+    assert "ann (http 127.0.0.1)" in capsys.readouterr().out
+    monkeypatch.setenv("PRECEPTOR_TOKEN", "wrong")
+    with pytest.raises(TeacherError, match="PRECEPTOR_TOKEN"):
+        print_teachers(behind.url)
 
 
 def test_the_trainer_finds_the_controls_beside_the_client() -> None:
