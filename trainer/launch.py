@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -44,11 +42,11 @@ from trainer.plan import Plan
 from trainer.progress import Progress
 from trainer.runs import RunFolder
 from trainer.signals import SignalMaker, token_from_environment
+from trainer.stopping import stop_on_signals
 from trainer.teaching import InputKind
 
 _POLL_S = 0.2
 _STOP_LIMIT_S = 120.0  # after a stop was asked for: longer than any step and checkpoint; a second Ctrl-C ends at once
-_SAME_PRESS_S = 1.0  # `timeout` and shells may send one request twice
 _FIT_RETURN_S = 15.0  # measured: 1 to 4.5 s after the last worker's function
 _WORKER_RESTARTS = 3
 
@@ -70,7 +68,7 @@ def launch(plan: Plan, run: RunFolder, progress: Progress) -> Outcome:
     config = plan.config
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(_cluster(plan)) if config.num_workers > 0 or config.may_deploy else None
-        stack.enter_context(_stop_on_signals(run))
+        stack.enter_context(stop_on_signals(run.stop_request))
         input_kind, check = stack.enter_context(_teachers(plan, run, cluster))
         job = _Job(plan, run.path, input_kind, token_from_environment())
         if config.num_workers == 0:
@@ -102,26 +100,6 @@ def _forget_cluster(library_root: Path, ended: Cluster) -> None:
         for run_id in roster.leases(app):
             roster.release(run_id)
         roster.forget_app(app)
-
-
-@contextlib.contextmanager
-def _stop_on_signals(run: RunFolder) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a stop; a later one ends at once. Installed after ray.init, which sets its own."""
-    asked_at: list[float] = []
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if asked_at and time.monotonic() - asked_at[0] > _SAME_PRESS_S:
-            raise KeyboardInterrupt
-        if not asked_at:
-            asked_at.append(time.monotonic())
-            run.stop_request.write_text(f"{signal.Signals(number).name}\n")
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The folder of a paper's experiments: what it was begun with, who works in it, and how a stop is asked for."""
+"""The folder of a paper's experiments: what it was begun with, and who works in it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import json
 import os
 import platform
 import secrets
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from data.atomic import write_atomic
@@ -25,7 +23,6 @@ from trainer.paper.load import RUN_NAME
 from trainer.paper.plan import Job
 from trainer.paper.scale import Choices, Scale
 
-_SAME_PRESS_S = 1.0  # `timeout` and shells may send one request twice
 _GIT_S = 10.0
 _PACKAGES = ("torch", "ray", "numpy")
 _ESTIMATES = ("expected", "step_times", "measured_on")  # of a scale: they change no result
@@ -100,23 +97,3 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ConfigError(f"another process runs the experiments in {folder}: wait, or use another --out") from None
         yield
-
-
-@contextlib.contextmanager
-def stop_on_signals(stop_request: Path) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a stop; a later one ends at once. Installed after ray.init, which sets its own."""
-    asked_at: list[float] = []
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if asked_at and time.monotonic() - asked_at[0] > _SAME_PRESS_S:
-            raise KeyboardInterrupt
-        if not asked_at:
-            asked_at.append(time.monotonic())
-            stop_request.write_text(f"{signal.Signals(number).name}\n")
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

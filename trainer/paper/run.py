@@ -22,7 +22,7 @@ from typing import Protocol
 from rich.console import Console
 
 from trainer.paper.estimate import Estimate, estimate, measure_step_times, teacher_mb
-from trainer.paper.folder import locked, stop_on_signals, write_run_file
+from trainer.paper.folder import locked, write_run_file
 from trainer.paper.live import Board, LiveTable
 from trainer.paper.load import PROGRESS_NAME, RESULT_NAME, spent_s
 from trainer.paper.plan import GridRequest, Job, control_fraction, make_jobs, teacher_of
@@ -30,6 +30,7 @@ from trainer.paper.scale import Choices, Scale
 from trainer.paper.schedule import Schedule
 from trainer.paper.stores import make_stores, missing_stores
 from trainer.paper.work import DEFAULT_MEMORY_MB, Report, Workshop
+from trainer.stopping import stop_on_signals
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 130
 RESULTS = "results"

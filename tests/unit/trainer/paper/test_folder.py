@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import signal
 
 import pytest
 
 from trainer.config import ConfigError
 from trainer.paper import folder
-from trainer.paper.folder import locked, program, stop_on_signals, write_run_file
+from trainer.paper.folder import locked, program, write_run_file
 from trainer.paper.plan import GridRequest, make_jobs
 from trainer.paper.scale import DEMO, Choices, StepTime
 
@@ -64,13 +63,3 @@ def test_other_estimates_and_another_place_for_the_teachers_are_no_other_setting
 def test_two_processes_do_not_work_in_one_folder(tmp_path):
     with locked(tmp_path), pytest.raises(ConfigError, match="another process runs the experiments"), locked(tmp_path):
         pass
-
-
-def test_a_signal_asks_for_a_stop_and_one_that_comes_with_it_is_the_same_press(tmp_path):
-    request = tmp_path / "stop"
-    before = signal.getsignal(signal.SIGTERM)
-    with stop_on_signals(request):
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-    assert request.read_text() == "SIGTERM\n"
-    assert signal.getsignal(signal.SIGTERM) == before
