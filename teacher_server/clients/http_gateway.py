@@ -80,10 +80,10 @@ class Gateway:
         said = " ".join(body.decode("utf-8", "replace").split())[:_SHOWN_CHARACTERS]
         if status >= 500 or status in _TRY_AGAIN:
             return TeacherUnavailable(about, waited_s, f"{self.url} answered HTTP {status} without a reason: {said}")
-        doubt = f"{self.url} answered HTTP {status}, which no gateway sends: is the URL right? It said: {said}"
+        answered = f"{self.url} answered HTTP {status}, which no gateway sends"
         if status == _NOT_FOUND:  # what Serve's proxy says while it has no gateway behind it yet
-            return TeacherUnavailable(about, waited_s, doubt)
-        return BadReply(doubt)
+            return TeacherUnavailable(about, waited_s, f"{answered}: it still starts, or the URL is wrong: {said}")
+        return BadReply(f"{answered}: is the URL right? It said: {said}")
 
     def broken(self, error: Exception, about: str, waited_s: float) -> TeacherUnavailable:
         """The error for a connection that failed or broke."""
