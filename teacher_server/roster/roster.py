@@ -69,6 +69,24 @@ class Roster(RosterLeases):
         self._resolve(self.state(), ref)  # files are hashed here: under the lock that would hold up everybody
         return self._file.change(lambda state: self._resolve(state, ref))
 
+    def begin_with(self, teachers: Sequence[TeacherId], who: str) -> None:
+        """Makes aliases that point to these, for names that have none yet; the others stay where they point.
+
+        Raises UnknownTeacher, LibraryError; then none is made.
+        """
+        if any(teacher.name not in self.state().aliases for teacher in teachers):
+            self.library.add_bundled()
+        for teacher in teachers:
+            self._entry(teacher)
+
+        def change(state: RosterState) -> tuple[RosterState, None]:
+            for name, version in ((t.name, t.version) for t in teachers if t.name not in state.aliases):
+                first = AliasChange(when=self._clock(), who=who, name=name, old=None, new=version, kind="first use")
+                state = state.with_change(first)
+            return state, None
+
+        self._file.change(change)
+
     def aliases(self) -> dict[str, TeacherId]:
         """Every name in use and the version that it points to."""
         return {name: TeacherId(name, version) for name, version in sorted(self.state().aliases.items())}

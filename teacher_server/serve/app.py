@@ -70,6 +70,11 @@ class TeacherReplica:
             budget_bytes=options.memory_budget_mb * 2**20,
         )
 
+    async def reconfigure(self, user_config: object) -> None:
+        """`user_config` of a Serve config file: {aliases: [name@version, ...]}, the initial state only. Serve calls
+        this before the replica is ready, and again when the file is deployed with another one."""
+        await self._replica.begin_with(initial_aliases(user_config))
+
     async def infer(self, query: TeacherQuery) -> TeacherReply | TeacherError | DataError:
         """As Replica.infer."""
         return await self._replica.infer(query)
@@ -97,6 +102,19 @@ class TeacherReplica:
     def check_health(self) -> None:
         """As Replica.check_health."""
         self._replica.check_health()
+
+
+def initial_aliases(user_config: object) -> list[TeacherId]:
+    """The teachers of {aliases: [name@version, ...]}. Raises BadQuery for anything else."""
+    expected = "user_config takes {aliases: [name@version, ...]}, no name twice"
+    if not isinstance(user_config, dict) or set(user_config) != {"aliases"}:
+        raise BadQuery(f"{expected}, got {user_config!r}")
+    if not isinstance(aliases := user_config["aliases"], list) or not all(isinstance(each, str) for each in aliases):
+        raise BadQuery(f"{expected}, got {aliases!r}")
+    teachers = [TeacherId.parse(each) for each in aliases]
+    if len({teacher.name for teacher in teachers}) < len(teachers):
+        raise BadQuery(f"{expected}, got {aliases!r}")
+    return teachers
 
 
 def app_status() -> ApplicationStatus:
@@ -172,9 +190,8 @@ def teacher_deployment(options: DeployOptions) -> Any:
     """The deployment, for the roster and for Serve config files.
 
     Every request holds at least one clip, so a replica's own limit in clips is reached before max_ongoing_requests:
-    refusals are typed and come at once. max_queued_requests is for when no replica lives. There is no user_config:
-    which versions a replica loads is in the roster's file, which it reads when it starts, and later changes are
-    prepared and committed, for which user_config has no barrier.
+    refusals are typed and come at once. max_queued_requests is for when no replica lives. A user_config makes
+    aliases that do not exist yet and moves none: later changes are prepared and committed, for which it has no barrier.
     """
     number = (
         {"autoscaling_config": _autoscaling(options)}

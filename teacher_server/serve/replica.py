@@ -7,6 +7,8 @@ infer(query) ──► resident? ──► check ──► shared? ──► Bat
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -55,6 +57,7 @@ from teacher_server.serve.residents import Residents
 
 STUCK_AFTER_S = 300.0
 MAX_SHARED_ANSWERS = 64  # some steps of several students; an answer is logits and features, no pixels
+USER_CONFIG = "user_config"  # who made an alias, for the log
 GATE_RUN = "(gate)"
 GATE_WEIGHT = 0.25  # of a run's share
 WARM_UP_LIMIT_S = 120.0
@@ -108,16 +111,17 @@ class Replica:
             max_queued_clips=max_queued_clips,
             on_batch=self._count_batch,
         )
-        roster = Roster(self._library)
+        self._app_key = app_key
+        self._roster = Roster(self._library)
         self._residents = Residents(
             self._library,
             lambda entry: load_teacher(entry, device, num_threads),
-            roster.is_bound,
+            self._roster.is_bound,
             budget_bytes=budget_bytes,
             on_change=lambda teacher, num_bytes: self._metrics.resident(str(teacher), num_bytes),
         )
         # Read again after loading: a promotion that began meanwhile could not see this replica.
-        while missing := [teacher for teacher in roster.required(app_key) if teacher not in self._residents.known()]:
+        while missing := self._missing():
             self._residents.load_now(missing)
 
     @property
@@ -141,6 +145,14 @@ class Replica:
             self._metrics.request(label, outcome)
         self._metrics.queue(reply.seconds.queue, self._batcher.queued_clips)
         return reply
+
+    async def begin_with(self, teachers: Sequence[TeacherId]) -> None:
+        """As Roster.begin_with; then it loads what is needed and it has not tried to load. Raises UnknownTeacher and
+        LibraryError; what cannot be loaded is remembered, as when it starts."""
+        await asyncio.to_thread(self._roster.begin_with, teachers, USER_CONFIG)
+        for teacher in await asyncio.to_thread(self._missing):
+            with contextlib.suppress(TeacherError):
+                await self._residents.prepare(teacher)
 
     async def prepare(self, teacher: TeacherId) -> str:
         """As Residents.prepare; then it answers some of the views that were asked lately, so that no student meets the
@@ -232,6 +244,10 @@ class Replica:
             run=query.run,
             weight=query.weight,
         )
+
+    def _missing(self) -> list[TeacherId]:
+        known = self._residents.known()
+        return [teacher for teacher in self._roster.required(self._app_key) if teacher not in known]
 
     def _recent_chunks(self, card: Card, items: int) -> list[RecentViews]:
         """At most so many of the items asked last, of any clip shape, in parts that fill a forward pass."""

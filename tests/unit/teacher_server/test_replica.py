@@ -17,12 +17,13 @@ from data.store import ClipStore
 from teacher_server.batching.batcher import Part
 from teacher_server.engine.ensemble import load_teacher
 from teacher_server.engine.teacher import Teacher, TeacherAnswer
-from teacher_server.errors import BadQuery, TeacherUnavailable
-from teacher_server.library import TeacherEntry, TeacherLibrary
+from teacher_server.errors import BadQuery, TeacherUnavailable, UnknownTeacher
+from teacher_server.library import WEIGHTS, TeacherEntry, TeacherLibrary
 from teacher_server.promotion import AliasRequest
 from teacher_server.protocol import TeacherId, TeacherRef
 from teacher_server.roster.roster import Roster
 from teacher_server.serve import replica as replica_module
+from teacher_server.serve.app import initial_aliases
 from teacher_server.serve.gate import NO_ITEMS
 from teacher_server.serve.replica import Replica
 
@@ -126,6 +127,43 @@ def test_a_refusal_of_the_teacher_itself_stays_what_it_is(
         replica.check_health()
 
     asyncio.run(scene())
+
+
+def test_an_initial_state_is_loaded_and_what_cannot_be_is_remembered(
+    own_library: TeacherLibrary, tiny: ModuleType
+) -> None:
+    gamma = own_library.root / "gamma" / "1"
+    tiny.replace_weights(gamma, (gamma / WEIGHTS).read_bytes()[:-1000])
+
+    async def scene() -> None:
+        replica = make(own_library)
+        assert (await replica.describe()).teachers == {}
+        await replica.begin_with([TWO, TeacherId("gamma", 1)])
+        state = await replica.describe()
+        assert (list(state.teachers), list(state.failed)) == (["alpha@2"], ["gamma@1"])
+        Roster(own_library).promote("alpha", 1, "ann")
+        await replica.begin_with([TWO])  # it is no wish to move an alias
+        assert list((await replica.describe()).teachers) == ["alpha@1", "alpha@2"]
+        with pytest.raises(UnknownTeacher):
+            await replica.begin_with([TeacherId("alpha", 9)])
+
+    asyncio.run(scene())
+    assert Roster(own_library).aliases()["alpha"] == ONE
+
+
+@pytest.mark.parametrize(
+    "config",
+    [None, [], {}, {"aliases": {}}, {"aliases": [1]}, {"aliases": ["alpha@1", "alpha@2"]}, {"aliases": [], "x": 1}],
+)
+def test_a_user_config_of_another_form_is_refused(config: object) -> None:
+    with pytest.raises(BadQuery, match="user_config takes"):
+        initial_aliases(config)
+
+
+def test_a_user_config_names_versions() -> None:
+    assert initial_aliases({"aliases": ["alpha@2", "beta@1"]}) == [TWO, TeacherId("beta", 1)]
+    with pytest.raises(BadQuery, match="names no version"):
+        initial_aliases({"aliases": ["alpha"]})
 
 
 def test_a_version_that_is_only_being_prepared_takes_no_room_of_what_is_needed(own_library: TeacherLibrary) -> None:

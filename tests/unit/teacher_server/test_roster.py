@@ -76,6 +76,21 @@ def test_an_unknown_teacher_is_refused_with_the_known_ones_and_leaves_no_alias(r
     assert not roster.path.exists()
 
 
+def test_an_initial_state_makes_aliases_and_moves_none(roster: Roster) -> None:
+    roster.promote("alpha", 2, who="ann")
+    beta = TeacherId("beta", 1)
+    roster.begin_with([ONE, beta], who="user_config")
+    assert reread(roster).aliases() == {"alpha": TWO, "beta": beta}
+    assert [(entry.who, entry.name, entry.new) for entry in roster.state().log] == [
+        ("ann", "alpha", 2), ("user_config", "beta", 1)
+    ]  # fmt: skip
+    with pytest.raises(UnknownTeacher, match="known are gamma@1"):
+        roster.begin_with([TeacherId("gamma", 9)], who="user_config")
+    with pytest.raises(UnknownTeacher):
+        roster.begin_with([TeacherId("gamma", 1), TeacherId("alpha", 9)], who="user_config")
+    assert "gamma" not in roster.aliases()
+
+
 def test_every_change_of_an_alias_is_in_the_log(roster: Roster, clock: Clock) -> None:
     roster.resolve(ALPHA)
     clock.now = 2000.0
