@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,10 @@ class TeacherReplica:
             max_queued_clips=options.max_queued_clips,
             budget_bytes=options.memory_budget_mb * 2**20,
         )
+        # What was imported stays. Walking over it, as Python does now and then, takes a tenth of a second and more, in
+        # which no question is answered.
+        gc.collect()
+        gc.freeze()
 
     async def reconfigure(self, user_config: object) -> None:
         """`user_config` of a Serve config file: {aliases: [name@version, ...]}, the initial state only. Serve calls
