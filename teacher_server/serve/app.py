@@ -71,7 +71,7 @@ class TeacherReplica:
             budget_bytes=options.memory_budget_mb * 2**20,
         )
         # What was imported stays. Walking over it, as Python does now and then, takes a tenth of a second and more, in
-        # which no question is answered.
+        # which no question is answered. A teacher that is evicted needs no collection to be gone.
         gc.collect()
         gc.freeze()
 

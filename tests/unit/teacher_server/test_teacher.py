@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import shutil
+import weakref
 from pathlib import Path
 from types import ModuleType
 
@@ -254,3 +256,19 @@ def test_a_card_that_does_not_fit_the_program_is_refused(
     entry = dataclasses.replace(library.entry(TeacherId("alpha", 1)), card=tiny.make_card(**change))
     with pytest.raises(LibraryError, match=match):
         FrozenTeacher.load(entry)
+
+
+def test_a_teacher_that_nobody_holds_is_gone_at_once(library: TeacherLibrary) -> None:
+    """A replica's memory budget counts on it: replicas seldom collect garbage."""
+    entry = library.entry(TeacherId("alpha", 1))
+    FrozenTeacher.load(
+        entry
+    )  # at the first one, torch imports more, and keeps what called it until the next collection
+    gc.disable()
+    try:
+        teacher = FrozenTeacher.load(entry)
+        alive = weakref.ref(teacher)
+        del teacher
+        assert alive() is None
+    finally:
+        gc.enable()
