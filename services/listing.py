@@ -23,14 +23,10 @@ def print_teachers(gateway: str = "") -> None:
     """A table on standard output. gateway: its URL, "" for the library here."""
     if gateway:
         said = ask_gateway(gateway, token(TOKEN_VARIABLE), "/v1/teachers", "for the list of teachers", Teachers)
-        teachers, place = said.teachers, gateway
+        teachers = said.teachers
     else:
-        teachers, place = Directory(TeacherLibrary(teachers_folder())).teachers(), str(teachers_folder())
-    console = Console()
-    if not teachers:
-        console.print(f"no teachers in {place}: `make teachers` makes some", soft_wrap=True)
-        return
-    console.print(table_of(teachers))
+        teachers = Directory(TeacherLibrary(teachers_folder())).teachers()
+    Console().print(table_of(teachers))
 
 
 def print_alias_log(gateway: str = "") -> None:

@@ -80,9 +80,9 @@ class Roster(RosterLeases):
             self._entry(teacher)
 
         def change(state: RosterState) -> tuple[RosterState, None]:
-            for name, version in ((t.name, t.version) for t in teachers if t.name not in state.aliases):
-                first = AliasChange(when=self._clock(), who=who, name=name, old=None, new=version, kind="first use")
-                state = state.with_change(first)
+            for teacher in teachers:
+                if teacher.name not in state.aliases:
+                    state = self._with_first_use(state, teacher, who)
             return state, None
 
         self._file.change(change)
@@ -220,14 +220,16 @@ class Roster(RosterLeases):
         if ref.name not in state.aliases:
             self.library.add_bundled()
             if ref.version is None:  # a pinned version needs no alias that keeps it
-                new = self.library.first(ref).version
-                state = state.with_change(
-                    AliasChange(when=self._clock(), who="roster", name=ref.name, old=None, new=new, kind="first use")
-                )
+                state = self._with_first_use(state, self.library.first(ref), "roster")
         version = state.aliases[ref.name] if ref.version is None else ref.version
         teacher = TeacherId(ref.name, version)
         self._entry(teacher)  # raises for a version that is not there
         return state, teacher
+
+    def _with_first_use(self, state: RosterState, teacher: TeacherId, who: str) -> RosterState:
+        return state.with_change(
+            AliasChange(when=self._clock(), who=who, name=teacher.name, old=None, new=teacher.version, kind="first use")
+        )
 
     def _propose(self, state: RosterState, request: AliasRequest, app: str) -> Proposal:
         name, current = request.name, state.aliases.get(request.name)

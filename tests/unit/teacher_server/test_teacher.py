@@ -261,9 +261,8 @@ def test_a_card_that_does_not_fit_the_program_is_refused(
 def test_a_teacher_that_nobody_holds_is_gone_at_once(library: TeacherLibrary) -> None:
     """A replica's memory budget counts on it: replicas seldom collect garbage."""
     entry = library.entry(TeacherId("alpha", 1))
-    FrozenTeacher.load(
-        entry
-    )  # at the first one, torch imports more, and keeps what called it until the next collection
+    # At the first one, torch imports more, and keeps what called it until the next collection.
+    FrozenTeacher.load(entry)
     gc.disable()
     try:
         teacher = FrozenTeacher.load(entry)
