@@ -37,7 +37,7 @@ def evaluate(
         protocol: finetune and probe train a linear layer on top, retrieval looks for near videos, pretext asks for the
             operation done to a tuple.
         mode: of finetune: head trains only the new layer (the paper's definition), full the backbone too.
-        splits: numbers such as 01,02,03; all that the store has by default.
+        splits: numbers such as 01,02,03; by default all whose test videos the student was not trained on.
         epochs: of finetune.
         lr: of finetune.
         batch_size: clips per step of finetune.

@@ -125,9 +125,11 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     for name in (*header, "videos"):
         table.add_column(name, no_wrap=True)
     for score in evaluation.splits:
-        left_out = f" ({score.test_left_out} too short)" if score.test_left_out else ""
+        notes = [f"{score.test_left_out} too short"] if score.test_left_out else []
+        notes += [f"{score.test_seen} seen in training, without labels"] if score.test_seen else []
+        remark = f" ({', '.join(notes)})" if notes else ""
         figures = _figures(score.accuracy, score.interval, score.chance, score.top_k or {})
-        table.add_row(score.split, *figures, f"{score.test_videos}{left_out}")
+        table.add_row(score.split, *figures, f"{score.test_videos}{remark}")
     table.add_section()
     mean = _figures(evaluation.mean_accuracy, evaluation.mean_interval, evaluation.mean_chance, top_k)
     table.add_row("mean", *mean, "")

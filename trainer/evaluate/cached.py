@@ -11,6 +11,7 @@ An attempt that was ended early goes on with what lies in <key>/ and features/.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -23,6 +24,7 @@ from pydantic import ValidationError
 from data.atomic import write_atomic
 from data.home import evaluations_folder
 from data.store import ClipStore
+from trainer.evaluate.exposure import splits_to_ask, training_rows
 from trainer.evaluate.extract import PhaseProgress
 from trainer.evaluate.finetune import FinetuneResult
 from trainer.evaluate.finetune_state import PROGRESS
@@ -95,8 +97,11 @@ def ask(
 ) -> Answer:
     """The answer that lies there, or a new one. force: forget the old one and all that was kept of this student.
 
-    The network is moved to the device. Raises EvaluationError for what does not go together, OSError.
+    A request that names no splits is about those whose test videos are new to the student. The network is moved to the
+    device. Raises EvaluationError for what does not go together, OSError.
     """
+    splits = splits_to_ask(student.config, store, request.splits, request.protocol)
+    request = dataclasses.replace(request, splits=splits)
     files = evaluation_files(student, store, request)
     if force:
         files.record.unlink(missing_ok=True)
@@ -118,6 +123,7 @@ def ask(
         request,
         student=_name(student),
         weights_digest=student.digest,
+        trained_on=training_rows(student.config, store),
         workplace=Workplace(files.features, files.work, keep),
         progress=progress,
     )

@@ -80,7 +80,16 @@ def _headline(evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def _splits(evaluation: Evaluation) -> Html:
-    header = ("split", "accuracy", "95 % by group", "chance", "training", "test videos", "left out")
+    header = (
+        "split",
+        "accuracy",
+        "95 % by group",
+        "chance",
+        "training",
+        "test videos",
+        "of these seen in training",
+        "left out",
+    )
     rows = [
         (
             text(score.split),
@@ -89,6 +98,7 @@ def _splits(evaluation: Evaluation) -> Html:
             text(percent(score.chance)),
             text(percent(score.train_accuracy)),
             text(score.test_videos),
+            text(score.test_seen),
             text(score.test_left_out + score.train_left_out),
         )
         for score in evaluation.splits

@@ -68,19 +68,21 @@ def evaluate(
     *,
     student: str,
     weights_digest: str,
+    trained_on: NDArray[np.int64] | None = None,
     workplace: Workplace | None = None,
     progress: PhaseProgress | None = None,
 ) -> Evaluation:
     """The answer to the request, on the device that the network's weights lie on.
 
-    student, weights_digest: who is evaluated, for the record. workplace: makes it resumable; None keeps nothing.
-    progress: may raise to end it early. Raises EvaluationError for what does not go together.
+    student, weights_digest: who is evaluated, for the record. trained_on: rows of the store that the student was
+    trained on. workplace: makes it resumable; None keeps nothing. progress: may raise to end it early. Raises
+    EvaluationError for what does not go together.
     """
     began = time.monotonic()
     check_frames(store.frame_size, request.spec, f"clip store {store.path}")
     needed = request.spec.tuple_span if request.protocol == "pretext" else request.spec.clip_len
     splits = splits_of(store, request.splits, needed)
-    run = _Run(network, store, request, workplace, progress)
+    run = _Run(network, store, request, trained_on, workplace, progress)
     scored = run.scores(splits)
     scores = tuple(one.score for one in scored)
     top_k = None
@@ -118,10 +120,12 @@ class _Run:
         network: VideoNetwork,
         store: ClipStore,
         request: EvalRequest,
+        trained_on: NDArray[np.int64] | None,
         workplace: Workplace | None,
         progress: PhaseProgress | None,
     ) -> None:
         self._network, self._store, self._request = network, store, request
+        self._trained_on = np.zeros(0, np.int64) if trained_on is None else trained_on
         self._workplace, self._progress = workplace, progress
 
     def scores(self, splits: tuple[Split, ...]) -> list[_Scored]:
@@ -248,6 +252,7 @@ class _Run:
             test_items=len(correct),
             test_videos=len(split.test_rows),
             test_left_out=split.test_left_out,
+            test_seen=int(np.isin(split.test_rows, self._trained_on).sum()),
             train_videos=len(split.train_rows),
             train_left_out=split.train_left_out,
             **more,

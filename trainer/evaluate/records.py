@@ -28,7 +28,8 @@ class SplitScore(_Record):
     interval: 95 %, resampled by group; None with fewer than 2 groups. chance: guessing the operation; a gallery in
     random order; always naming the class that is commonest among the training videos. confusion: a row per true class,
     a column per answer; in retrieval the answer is the nearest video's class. test_items: answers that the accuracy is
-    the mean of. *_left_out: videos with too few frames. train_accuracy: of clips. top_k: of retrieval, by k.
+    the mean of. *_left_out: videos with too few frames. test_seen: test videos in the list that the student was trained
+    on. train_accuracy: of clips. top_k: of retrieval, by k.
     """
 
     split: str
@@ -39,6 +40,7 @@ class SplitScore(_Record):
     test_items: int
     test_videos: int
     test_left_out: int
+    test_seen: int
     train_videos: int
     train_left_out: int
     train_accuracy: float | None = None
