@@ -140,7 +140,7 @@ def choose_run(runs: Path, config: RunConfig, identity: str | None = None) -> Ru
     if config.resume == "auto":
         for path in sorted(runs.glob("*/config.json"), key=lambda p: p.stat().st_mtime, reverse=True):
             run = RunFolder(path.parent)
-            if _identity(run) == identity and not run.is_finished and not run.is_locked():
+            if identity_of(run) == identity and not run.is_finished and not run.is_locked():
                 return run
     return _new_run(runs, _make_id(config), config, identity)
 
@@ -153,7 +153,7 @@ def _named_run(runs: Path, config: RunConfig, identity: str) -> RunFolder:
         raise ConfigError(f"run {config.run_id} is finished: its report is {run.report}; use another --run-id")
     if config.resume == "never":
         raise ConfigError(f"run {config.run_id} exists: use another --run-id, or --resume auto to go on with it")
-    if _identity(run) != identity:
+    if identity_of(run) != identity:
         raise ConfigError(
             f"run {config.run_id} was started with other settings or another --teacher-timeline (see {run.config}): "
             "use another --run-id"
@@ -175,7 +175,8 @@ def _make_id(config: RunConfig) -> str:
     return f"{student}-{teacher}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000:06d}"
 
 
-def _identity(run: RunFolder) -> str | None:
+def identity_of(run: RunFolder) -> str | None:
+    """That of the settings with which a run was begun; None where they cannot be read."""
     try:
         return json.loads(run.config.read_bytes()).get("identity")
     except (OSError, ValueError):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from data.demo_store import FRAME_SIZE
 from trainer.paper.plan import GridRequest
 from trainer.paper.run import PaperRequest, run_paper
 from trainer.paper.scale import DEMO, Choices, Network, TransferRecipe
@@ -19,6 +20,7 @@ SMALLEST = dataclasses.replace(
     DEMO,
     store="demo",
     second_store="demo",
+    frame_size=FRAME_SIZE,
     student=Network(width=0.125, epochs=4),
     teacher=Network(width=0.125, epochs=1),
     curve_points=2,

@@ -12,8 +12,6 @@ An attempt that was ended early goes on with what lies in <key>/ and features/.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +79,7 @@ class Answer:
 
 def evaluation_files(student: LoadedStudent, store: ClipStore, request: EvalRequest) -> EvaluationFiles:
     """Where the answer to this question lies, or will."""
-    facts = [store.fingerprint, request.settings(request.splits or split_names(store))]
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    key = request.digest(store.fingerprint, request.splits or split_names(store))
     return EvaluationFiles(evaluations_folder() / student.key, f"{request.protocol}-{key}")
 
 

@@ -12,7 +12,7 @@ splits. `evaluate.final` puts the same functions together for the end of a run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from trainer.evaluate.splits import Split, check_frames, groups_of, splits_of
 
 _EXAMPLES = 6
 _NEIGHBOURS = 5
+
+OnAnswers = Callable[[str, NDArray[np.bool_], Sequence[str]], None]
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,14 @@ def evaluate(
     weights_digest: str,
     trained_on: NDArray[np.int64] | None = None,
     workplace: Workplace | None = None,
+    on_answers: OnAnswers | None = None,
     progress: PhaseProgress | None = None,
 ) -> Evaluation:
     """The answer to the request, on the device that the network's weights lie on.
 
     student, weights_digest: who is evaluated, for the record. trained_on: rows of the store that the student was
-    trained on. workplace: makes it resumable; None keeps nothing. progress: may raise to end it early. Raises
+    trained on. workplace: makes it resumable; None keeps nothing. on_answers: told of each split whether each
+    answer is right, bool [I], and of which group its video is. progress: may raise to end it early. Raises
     EvaluationError for what does not go together.
     """
     began = time.monotonic()
@@ -84,6 +88,9 @@ def evaluate(
     splits = splits_of(store, request.splits, needed)
     run = _Run(network, store, request, trained_on, workplace, progress)
     scored = run.scores(splits)
+    if on_answers is not None:
+        for one in scored:
+            on_answers(one.score.split, one.correct, one.groups)
     scores = tuple(one.score for one in scored)
     top_k = None
     if scores[0].top_k is not None:

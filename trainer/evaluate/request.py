@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,7 @@ from trainer.errors import EvaluationError
 from trainer.evaluate.finetune_recipe import FinetuneRecipe
 from trainer.evaluate.records import ProtocolName
 
-_REVISION = 1  # part of every settings hash: count up with a change that changes any number
+_REVISION = 2  # part of every settings hash: count up with a change that changes any number
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class EvalRequest:
             raise EvaluationError(
                 f"clips and tuples per video must be at least 1, got {self.clips_per_video}, {self.tuples_per_video}"
             )
+
+    def digest(self, store_fingerprint: str, splits: tuple[str, ...]) -> str:
+        """16 hex digits that change with the question and with the store that it is put on."""
+        facts = [store_fingerprint, self.settings(splits)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def settings(self, splits: tuple[str, ...]) -> dict[str, Any]:
         """All that the numbers depend on besides weights and store, as JSON. splits: those that will be used."""

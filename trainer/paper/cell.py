@@ -27,7 +27,7 @@ from trainer.errors import TrainingFailed
 from trainer.paper.controls import control_kind
 from trainer.paper.load import ANSWERS_NAME, RESULT_NAME
 from trainer.paper.plan import Job, scratch_of, teacher_of
-from trainer.paper.records import STAGES, Cell, CellResult, Cost, TeacherKey, TeacherResult, Transfer
+from trainer.paper.records import STAGES, Cell, CellResult, Cost, TeacherKey, TeacherResult
 from trainer.paper.scale import student_config, teacher_config
 from trainer.paper.stages import (
     chosen_points,
@@ -37,7 +37,7 @@ from trainer.paper.stages import (
 )
 from trainer.paper.teachers import PaperTeachers
 from trainer.paper.training import Stopped, Trained, train
-from trainer.paper.transfer import make_transfers
+from trainer.paper.transfer import NO_TRANSFERS, Transfers, make_transfers
 from trainer.paper.work import Report, Workshop
 from trainer.plan import Plan, make_plan
 from trainer.runs import RunFolder
@@ -81,7 +81,7 @@ def _run_cell(shop: Workshop, cell: Cell) -> None:
         if shop.stop_request.exists():
             raise Stopped
 
-    transfers: tuple[Transfer, ...] = ()
+    transfers = NO_TRANSFERS
     if control_kind(cell.arm) is None:  # a control asks whether a gain in the pretext task is knowledge, no more
         transfers = make_transfers(student, shop.scale, trained.run.path / TRANSFER, poll)
     _write_result(shop, cell, trained, student, teacher, transfers)
@@ -104,7 +104,7 @@ def _teacher(shop: Workshop, cell: Cell) -> TeacherResult | None:
         config = student_config(shop.scale, scratch_of(key), NO_TEACHER, shop.choices)
         scratch = train(shop, config, scratch_of(key).id)  # trained already: it is read
         return _teachers(shop, scratch.plan).add_trained(key, config, scratch.as_teacher)
-    known = PaperTeachers(shop.folder, TeacherLibrary(teachers_folder()), "cpu").read(key)
+    known = PaperTeachers(shop.folder, TeacherLibrary(teachers_folder()), "cpu").find(key)
     if known is None:
         raise TrainingFailed(f"teacher {key.id} is not there: its own training comes first")
     return known
@@ -116,15 +116,22 @@ def _write_result(
     trained: Trained,
     student: LoadedStudent,
     teacher: TeacherResult | None,
-    transfers: tuple[Transfer, ...],
+    transfers: Transfers,
 ) -> None:
     store = ClipStore.open(store_path(shop.scale.store))
-    videos = trained.run.read_result()["num_videos"]
+    known = trained.run.read_result()
+    answered = {span["digest"] for span in known["teacher_timeline"]}
+    if answered != (set() if teacher is None else {teacher.digest}):
+        raise TrainingFailed(
+            f"run {trained.run.path} learned from {', '.join(sorted(answered)) or 'nobody'}, this cell's teacher is "
+            f"{'nobody' if teacher is None else teacher.digest}: remove that folder to train it again"
+        )
+    videos = known["num_videos"]
     result = CellResult(
         cell=cell,
         curve=make_curve(trained.metrics, trained.points, shop.scale.curve_points),
         stages=make_stages(trained.points, trained.num_epochs),
-        transfers=transfers,
+        transfers=transfers.records,
         cost=_cost(trained, teacher, transfers),
         num_train=videos["train"],
         num_validation=videos["validation"],
@@ -135,18 +142,23 @@ def _write_result(
         teacher_digest=None if teacher is None else teacher.digest,
         teacher_test_acc=None if teacher is None else teacher.test_acc,
         store_fingerprint=store.fingerprint,
+        second_store_fingerprint=transfers.second_store,
         weights_sha256=student.digest,
     )
     folder = shop.cell_folder(cell.id)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / ANSWERS_NAME, _answers(trained, store))
+    write_atomic(folder / ANSWERS_NAME, _answers(trained, store, transfers))
     write_atomic(folder / RESULT_NAME, result.model_dump_json(indent=1).encode() + b"\n")
 
 
-def _answers(trained: Trained, store: ClipStore) -> bytes:
+def _answers(trained: Trained, store: ClipStore, transfers: Transfers) -> bytes:
     """answers.npz, as trainer.paper.records describes it."""
     chosen = chosen_points(trained.points, trained.num_epochs)
     arrays: dict[str, Any] = {f"correct_{name}": point.correct for (name, _), point in zip(STAGES, chosen, strict=True)}
+    for (dataset, protocol), correct in transfers.answers.correct.items():
+        arrays[f"correct_{dataset}_{protocol}"] = correct
+    for dataset, groups in transfers.answers.groups.items():
+        arrays[f"groups_{dataset}"] = np.array(groups, dtype=str)
     rows = chosen[-1].rows
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -158,7 +170,7 @@ def _answers(trained: Trained, store: ClipStore) -> bytes:
     return buffer.getvalue()
 
 
-def _cost(trained: Trained, teacher: TeacherResult | None, transfers: tuple[Transfer, ...]) -> Cost:
+def _cost(trained: Trained, teacher: TeacherResult | None, transfers: Transfers) -> Cost:
     """A question that the run repeats, because its views come again, is answered once and charged once."""
     config = trained.plan.config
     num_items = sum(int(line["clips"]) for line in trained.metrics.steps) // 3
@@ -167,7 +179,7 @@ def _cost(trained: Trained, teacher: TeacherResult | None, transfers: tuple[Tran
     replayed = int(trained.run.read_result()["replayed_items"])
     return Cost(
         student_s=trained.num_steps * step_seconds(trained.metrics),
-        evaluation_s=sum(point.seconds for point in trained.points) + sum(one.seconds for one in transfers),
+        evaluation_s=sum(point.seconds for point in trained.points) + sum(one.seconds for one in transfers.records),
         teacher_inference_s=0.0 if teacher is None else distinct * teacher.item_s,
         teacher_training_s=0.0 if teacher is None else teacher.training_s,
         asked_items=0 if teacher is None else num_items - replayed,

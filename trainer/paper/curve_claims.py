@@ -1,4 +1,4 @@
-"""The claims on whole trainings and on transfer, for which there are figures per run but no answers per item.
+"""The claims on whole trainings and on transfer, which are answered from figures per run.
 
 One number per distilled run: KD minus the scratch run of the same student, data and seed. The two runs of a student
 that are held against one scratch run are not independent of each other, so the interval draws (student, seed)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.paper.load import Grid
-from trainer.paper.records import Arm, StageName
+from trainer.paper.records import Arm, DatasetName, StageName, TransferProtocol
 from trainer.paper.stats import Difference, paired_difference
 
 
@@ -60,7 +60,21 @@ def gain(grid: Grid, arm: Arm, fraction: float, stage: StageName) -> Difference 
     return difference(grid, gain_terms(arm, fraction), stage)
 
 
-def mean_gain(grid: Grid, arms: Sequence[Arm], fraction: float, stage: StageName) -> Difference | None:
-    """The mean gain of several arms; the arms are taken as given, only groups and seeds are drawn again."""
-    terms = [term for arm in arms for term in gain_terms(arm, fraction, 1 / len(arms))]
-    return difference(grid, terms, stage)
+def transfer_gain(
+    grid: Grid, arm: Arm, fraction: float, dataset: DatasetName, protocol: TransferProtocol
+) -> Difference | None:
+    """An arm's gain over scratch in action accuracy; None when no seed has both."""
+    kind = dataset, protocol
+    ours, base = (
+        {
+            cell.result.cell.seed: cell.answers.transfers
+            for cell in grid.of(one, fraction)
+            if kind in cell.answers.transfers.correct
+        }
+        for one in (arm, scratch_of(arm))
+    )
+    seeds = sorted(ours.keys() & base.keys())
+    if not seeds:
+        return None
+    right = [np.stack([found[seed].correct[kind].astype(np.float64) for seed in seeds]) for found in (ours, base)]
+    return paired_difference(right[0] - right[1], ours[seeds[0]].groups[dataset], seeds)

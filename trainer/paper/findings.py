@@ -7,16 +7,16 @@ cells --(seeds together)--> ArmNumbers per arm and share of the data --> tables,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trainer.paper.controls import control_kind, counterpart_terms
 from trainer.paper.cost import CostNumbers, cost_numbers, students_of_teachers
-from trainer.paper.differences import difference, gain, scratch_of
-from trainer.paper.load import Grid, LoadedCell, Refusal
+from trainer.paper.differences import difference, gain, scratch_of, transfer_gain
+from trainer.paper.load import Grid, Refusal
 from trainer.paper.milestones import Milestone, milestones
 from trainer.paper.published import PAIRS, ROWS
-from trainer.paper.records import STAGES, Arm, Cell, Stage, StageName
+from trainer.paper.records import STAGES, Arm, Cell, DatasetName, Stage, StageName, Transfer, TransferProtocol
 from trainer.paper.stats import Difference, Summary, summary
 
 
@@ -33,13 +33,13 @@ class StageNumbers:
 
 @dataclass(frozen=True)
 class TransferNumbers:
-    """Action accuracy of the late checkpoint."""
+    """Action accuracy of the late checkpoint. gain: over scratch, paired by test video; None for scratch."""
 
-    dataset: str
-    protocol: str
+    dataset: DatasetName
+    protocol: TransferProtocol
     accuracy: Summary
     chance: float
-    gain: Summary | None
+    gain: Difference | None
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _arm_numbers(grid: Grid, arm: Arm, fraction: float, students: Counter[str]) 
         steps=tuple(sorted({result.steps for result in results})),
         num_train=tuple(sorted({result.num_train for result in results})),
         stages={name: _stage(grid, arm, fraction, name) for name, _ in STAGES},
-        transfers=_transfers(cells, scratch),
+        transfers=_transfers(grid, arm, fraction),
         teacher_test_acc=summary([r.teacher_test_acc for r in results if r.teacher_test_acc is not None]),
         milestones=milestones(cells, scratch),
         cost=cost_numbers(cells, scratch, students),
@@ -185,27 +185,21 @@ def _stage_by_seed(grid: Grid, arm: Arm, fraction: float, name: StageName) -> di
     return {result.cell.seed: stage for result in cells for stage in result.stages if stage.name == name}
 
 
-def _transfers(cells: Sequence[LoadedCell], scratch: Sequence[LoadedCell]) -> tuple[TransferNumbers, ...]:
-    kinds = sorted({(transfer.dataset, transfer.protocol) for cell in cells for transfer in cell.result.transfers})
-    found = []
-    for dataset, protocol in kinds:
-        ours, base = _by_seed(cells, dataset, protocol), _by_seed(scratch, dataset, protocol)
-        accuracy = Summary.of([value for value, _ in ours.values()])
-        chance = next(iter(ours.values()))[1]
-        gains = summary([value - base[seed][0] for seed, (value, _) in ours.items() if seed in base])
-        is_scratch = cells[0].result.cell.arm.teacher is None
-        found.append(TransferNumbers(dataset, protocol, accuracy, chance, None if is_scratch else gains))
-    return tuple(found)
-
-
-def _by_seed(cells: Sequence[LoadedCell], dataset: str, protocol: str) -> dict[int, tuple[float, float]]:
-    """seed -> (accuracy, chance)."""
-    return {
-        cell.result.cell.seed: (transfer.accuracy, transfer.chance)
-        for cell in cells
-        for transfer in cell.result.transfers
-        if (transfer.dataset, transfer.protocol) == (dataset, protocol)
-    }
+def _transfers(grid: Grid, arm: Arm, fraction: float) -> tuple[TransferNumbers, ...]:
+    found: dict[tuple[DatasetName, TransferProtocol], list[Transfer]] = {}
+    for cell in grid.of(arm, fraction):
+        for transfer in cell.result.transfers:
+            found.setdefault((transfer.dataset, transfer.protocol), []).append(transfer)
+    return tuple(
+        TransferNumbers(
+            dataset=dataset,
+            protocol=protocol,
+            accuracy=Summary.of([transfer.accuracy for transfer in transfers]),
+            chance=transfers[0].chance,
+            gain=None if arm.teacher is None else transfer_gain(grid, arm, fraction, dataset, protocol),
+        )
+        for (dataset, protocol), transfers in sorted(found.items())
+    )
 
 
 def _teachers(grid: Grid, students: Counter[str]) -> tuple[TeacherNumbers, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -18,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from data.atomic import write_atomic
-from trainer.config import ConfigError
+from trainer.config import NO_TEACHER, ConfigError
 from trainer.paper.load import RUN_NAME
 from trainer.paper.plan import Job
-from trainer.paper.scale import Choices, Scale
+from trainer.paper.published import STUDENTS
+from trainer.paper.records import Arm, Cell, TeacherKey
+from trainer.paper.scale import FULL_TEACHER_SEED, Choices, Scale, student_config, teacher_config
 
 _GIT_S = 10.0
 _PACKAGES = ("torch", "ray", "numpy")
@@ -39,7 +42,8 @@ def write_run_file(
     path = folder / RUN_NAME
     before: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     settings = {name: value for name, value in dataclasses.asdict(scale).items() if name not in _ESTIMATES}
-    settings = json.loads(json.dumps({**settings, "equal_steps": choices.equal_steps}))  # tuples become lists
+    settings |= {"equal_steps": choices.equal_steps, "identity": _identity(scale, choices)}
+    settings = json.loads(json.dumps(settings))  # tuples become lists
     if before and before.get("settings") != settings:
         raise ConfigError(
             f"{folder} was begun with other settings (see {RUN_NAME}): use another --out, or the old ones"
@@ -48,6 +52,7 @@ def write_run_file(
     if len(programs) > 1:
         say(f"note: the cells in {folder} are of more than one state of the program: {', '.join(programs)}")
     cells = dict.fromkeys([*before.get("cells", ()), *(job.id for job in jobs if job.cell is not None)])
+    machine = f"{_processor()}, {os.cpu_count()} cores, {platform.platform()}"
     now = time.strftime("%Y-%m-%d %H:%M:%S %z")
     content = {
         "name": before.get("name") or f"paper-{scale.name}-{secrets.token_hex(4)}",
@@ -57,7 +62,7 @@ def write_run_file(
         "teachers_answer": choices.transport,
         "first_start": before.get("first_start") or now,
         "last_start": now,
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "machines": [*before.get("machines", ()), *([] if machine in before.get("machines", ()) else [machine])],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "settings": settings,
         "cells": list(cells),
@@ -66,17 +71,27 @@ def write_run_file(
     return str(content["name"])
 
 
+def _identity(scale: Scale, choices: Choices) -> str:
+    """Of a student's and a teacher's settings: it changes with those that no scale names, such as lambda."""
+    student = Cell(arm=Arm(student=STUDENTS[0]), fraction=100.0, seed=0)
+    teacher = TeacherKey(arch=STUDENTS[0], data="full", fraction=100.0, seed=FULL_TEACHER_SEED)
+    configs = (student_config(scale, student, NO_TEACHER, choices), teacher_config(scale, teacher, choices))
+    return "-".join(config.identity() for config in configs)
+
+
 def program() -> str:
-    """The commit of this checkout, with a + where its files differ from it; elsewhere the version."""
+    """The commit of this checkout, and where its files differ from it a + and 8 hex digits of what differs; elsewhere
+    the version."""
     git = ("git", "-C", str(Path(__file__).parents[2]))
     try:
         commit, changes = (
-            subprocess.run([*git, *words], check=True, capture_output=True, text=True, timeout=_GIT_S).stdout.strip()
-            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "-uno"))
+            subprocess.run([*git, *words], check=True, capture_output=True, timeout=_GIT_S).stdout
+            for words in (("rev-parse", "--short=12", "HEAD"), ("diff", "HEAD", "--binary"))
         )
     except (OSError, subprocess.SubprocessError):
         return f"preceptor {version('preceptor')}"
-    return f"commit {commit}{'+' if changes else ''}"
+    differs = f"+{hashlib.sha256(changes).hexdigest()[:8]}" if changes else ""
+    return f"commit {commit.decode().strip()}{differs}"
 
 
 def _processor() -> str:

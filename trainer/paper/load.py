@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from trainer.paper.records import STAGES, Arm, Cell, CellResult, StageName
+from trainer.paper.records import (
+    STAGES,
+    Arm,
+    Cell,
+    CellResult,
+    DatasetName,
+    StageName,
+    Transfer,
+    TransferProtocol,
+)
 
 RESULT_NAME = "result.json"
 ANSWERS_NAME = "answers.npz"
@@ -42,12 +51,21 @@ class PaperFolderError(ValueError):
 
 
 @dataclass(frozen=True)
+class TransferAnswers:
+    """The test videos' action answers. correct: bool [V] by data set and protocol; groups: [V] by data set."""
+
+    correct: Mapping[tuple[DatasetName, TransferProtocol], NDArray[np.bool_]]
+    groups: Mapping[DatasetName, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class Answers:
     """The test answers of a cell. correct: per stage a bool [I]; groups, keys: [I], of the item's video."""
 
     correct: Mapping[StageName, NDArray[np.bool_]]
     groups: tuple[str, ...]
     keys: tuple[str, ...]
+    transfers: TransferAnswers
 
 
 @dataclass(frozen=True)
@@ -132,12 +150,19 @@ def read_cell(path: Path) -> LoadedCell:
     if result.cell.id != path.name:
         raise _Unusable(f"{RESULT_NAME} is of cell {result.cell.id}, the folder is named {path.name}")
     _check_result(result)
-    answers = _read_answers(path / ANSWERS_NAME)
+    answers = _read_answers(path / ANSWERS_NAME, result.transfers)
     for stage in result.stages:
         measured = float(answers.correct[stage.name].mean())
         if abs(measured - stage.test_acc) > _ACCURACY_TOLERANCE:
             raise _Unusable(
                 f"{ANSWERS_NAME} gives {measured:.4f} for stage {stage.name}, {RESULT_NAME} says {stage.test_acc:.4f}"
+            )
+    for transfer in result.transfers:
+        measured = float(answers.transfers.correct[transfer.dataset, transfer.protocol].mean())
+        if abs(measured - transfer.accuracy) > _ACCURACY_TOLERANCE:
+            raise _Unusable(
+                f"{ANSWERS_NAME} gives {measured:.4f} for {transfer.protocol} on the {transfer.dataset} data set, "
+                f"{RESULT_NAME} says {transfer.accuracy:.4f}"
             )
     return LoadedCell(result, answers)
 
@@ -156,27 +181,48 @@ def _check_result(result: CellResult) -> None:
         raise _Unusable("accuracies must lie in [0, 1]")
 
 
-def _read_answers(path: Path) -> Answers:
+def _read_answers(path: Path, transfers: Sequence[Transfer]) -> Answers:
     try:
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
-            correct = {name: arrays[f"correct_{name}"] for name, _ in STAGES}
+            stages = {name: arrays[f"correct_{name}"] for name, _ in STAGES}
             groups, keys = arrays["groups"], arrays["keys"]
+            actions = {(t.dataset, t.protocol): arrays[f"correct_{t.dataset}_{t.protocol}"] for t in transfers}
+            videos = {t.dataset: arrays[f"groups_{t.dataset}"] for t in transfers}
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise _Unusable(f"{ANSWERS_NAME} cannot be read: {_first_line(error)}") from None
-    for name, values in correct.items():
+    _check_answers(stages.items(), (groups, keys))
+    for dataset, names in videos.items():
+        _check_answers([(kind, values) for kind, values in actions.items() if kind[0] == dataset], (names,))
+    return Answers(
+        stages,
+        tuple(map(str, groups)),
+        tuple(map(str, keys)),
+        TransferAnswers(actions, {dataset: tuple(map(str, names)) for dataset, names in videos.items()}),
+    )
+
+
+def _check_answers(answers: Iterable[tuple[object, NDArray[np.bool_]]], beside: Sequence[NDArray[np.str_]]) -> None:
+    """Each is bool [items], and as long as what stands beside it."""
+    for name, values in answers:
         if values.dtype != np.bool_ or values.ndim != 1 or not len(values):
-            raise _Unusable(f"correct_{name} must be bool [items], got {values.dtype} {values.shape}")
-    shapes = {values.shape for values in (*correct.values(), groups, keys)}
-    if len(shapes) != 1:
-        raise _Unusable(f"the arrays of {ANSWERS_NAME} must have one length, got {sorted(shapes)}")
-    return Answers(correct, tuple(map(str, groups)), tuple(map(str, keys)))
+            raise _Unusable(f"the answers of {name} must be bool [items], got {values.dtype} {values.shape}")
+        if {one.shape for one in beside} != {values.shape}:
+            shapes = ", ".join(str(one.shape) for one in beside)
+            raise _Unusable(f"the answers of {name} have shape {values.shape}, what stands beside them {shapes}")
 
 
 def _same_items(cells: Sequence[LoadedCell]) -> tuple[list[LoadedCell], list[Refusal]]:
     """The cells of the commonest store, tested on its commonest items; the others, refused."""
     kept, odd = _majority(cells, lambda cell: cell.result.store_fingerprint, "it was trained on another store")
     kept, more = _majority(kept, lambda cell: (cell.answers.keys, cell.answers.groups), "it was tested on other items")
-    return kept, [*odd, *more]
+    with_transfers = [cell for cell in kept if cell.result.transfers]
+    _, other = _majority(
+        with_transfers,
+        lambda cell: (cell.result.second_store_fingerprint, *sorted(cell.answers.transfers.groups.items())),
+        "its transfers were tested on other videos",
+    )
+    refused = {refusal.name for refusal in other}
+    return [cell for cell in kept if cell.result.cell.id not in refused], [*odd, *more, *other]
 
 
 def _majority(

@@ -1,7 +1,10 @@
 """What one cell of the paper's grid is, and what is known of it once it has run.
 
-    <paper folder>/cells/<cell id>/{result.json: CellResult, answers.npz: the test answers at each stage}
+    <paper folder>/cells/<cell id>/{result.json: CellResult, answers.npz}
     <paper folder>/teachers/<teacher id>.json   TeacherResult
+
+answers.npz: correct_<stage>, bool, of each test tuple, beside groups and keys of its video; and of a cell with
+transfers correct_<data set>_<protocol>, bool, of each test video, beside groups_<data set>.
 
 A cell is one student trained once: an arm (who learns from whom), a share of the training data, a seed. Accuracies lie
 in [0, 1]. Needs pydantic only.
@@ -156,7 +159,8 @@ class Cost(_Record):
 
 class CellResult(_Record):
     """All that the tables need of a cell. teacher: the version that answered, with its digest; None for scratch.
-    teacher_test_acc: the teacher's own pretext accuracy on the test list."""
+    teacher_test_acc: the teacher's own pretext accuracy on the test list.
+    second_store_fingerprint: None without transfers."""
 
     format: Literal[1] = 1
     cell: Cell
@@ -173,4 +177,5 @@ class CellResult(_Record):
     teacher_digest: str | None = None
     teacher_test_acc: float | None = None
     store_fingerprint: str
+    second_store_fingerprint: str | None
     weights_sha256: str

@@ -11,7 +11,7 @@ from trainer.paper.entries import MISSING, columns, gain_entry, share_rows, tabl
 from trainer.paper.findings import ArmNumbers, Findings, TransferNumbers
 from trainer.paper.milestones import SHARES, Milestone
 from trainer.paper.records import Arm
-from trainer.paper.words import DASH, arm_title, mean_and_std, percent, points, teacher_data
+from trainer.paper.words import DASH, arm_title, mean_and_std, percent, teacher_data
 from trainer.report_data import duration
 
 _VERDICTS = {"supported": "✓ supported", "not supported": "✗ not supported", "not testable here": "○ not testable here"}
@@ -60,7 +60,10 @@ def transfer_table(findings: Findings, fraction: float) -> Table | None:
         columns=columns("student ← teacher", "teacher trained on", *titles),
         rows=rows,
         breaks=breaks,
-        notes=("Mean ± deviation over seeds in percent; below it the gain over scratch of the same seeds, in points.",),
+        notes=(
+            "Mean ± deviation over seeds in percent; below it the gain over scratch of the same seeds and test videos, "
+            "in points, with its 95 % interval; in bold where that excludes 0.",
+        ),
     )
 
 
@@ -112,7 +115,8 @@ def cost_table(findings: Findings, fraction: float) -> Table:
         notes=(
             "Seconds of compute, mean over the seeds; each account has all of the one before. A replayed answer is "
             "charged as if it had been asked for. A teacher's training is spread over the cells that it taught. The "
-            "fourth column gives the three accounts up to milestone 1.0, with the teacher's training due whole.",
+            "fourth column gives the three accounts up to milestone 1.0, with the teacher's training due whole, over "
+            "the seeds that came there (k of n where not all did).",
         ),
     )
 
@@ -170,14 +174,21 @@ def teachers_table(findings: Findings) -> Table | None:
 def _action(found: TransferNumbers | None) -> Entry:
     if found is None:
         return MISSING
-    return Entry(mean_and_std(found.accuracy), points(found.gain.mean) if found.gain else "")
+    if found.gain is None:
+        return Entry(mean_and_std(found.accuracy))
+    gain = gain_entry(found.gain)
+    return Entry(mean_and_std(found.accuracy), f"{gain.text} {gain.small}", strong=gain.strong)
 
 
 def _milestone(found: Milestone) -> Entry:
     if found.epochs is None or found.steps is None:
         return Entry(DASH, f"0 of {found.compared}" if found.compared else "")
-    some = f" ({found.reached} of {found.compared})" if found.reached < found.compared else ""
-    return Entry(f"{mean_and_std(found.epochs, 1)}{some}", f"{found.steps.mean:.0f} steps")
+    return Entry(f"{mean_and_std(found.epochs, 1)}{_some(found)}", f"{found.steps.mean:.0f} steps")
+
+
+def _some(found: Milestone | CostNumbers) -> str:
+    """How many of the seeds came there, unless all did."""
+    return f" ({found.reached} of {found.compared})" if found.reached < found.compared else ""
 
 
 def _cost(found: CostNumbers) -> list[Entry]:
@@ -187,7 +198,7 @@ def _cost(found: CostNumbers) -> list[Entry]:
         Entry(duration(whole.student_s)),
         Entry(duration(whole.with_answers_s)),
         Entry(duration(whole.with_training_s)),
-        MISSING if until is None else Entry(duration(until.student_s), accounts),
+        MISSING if until is None else Entry(f"{duration(until.student_s)}{_some(found)}", accounts),
         Entry(f"{found.asked_items}; {found.replayed_items}"),
         Entry(duration(found.evaluation_s)),
     ]

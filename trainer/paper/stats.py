@@ -9,9 +9,10 @@ are drawn again, together:
     seed 1   d d d d d d | d d d d d d |              its figure is the mean of the items drawn, over the seeds drawn
 
 The interval is the middle 95 % of the resamples' figures: how far the mean difference would move with other groups of
-test videos and other seeds of the same kind. S seeds drawn with replacement differ by (S-1)/S of what seeds differ by,
-a third too little for three; the seeds' deviations from their mean are stretched by sqrt(S/(S-1)) to make up for that
-(the narrowness bias of Hesterberg 2015, What Teachers Should Know About the Bootstrap). Needs numpy only.
+test videos and other seeds of the same kind. The variance of S seeds drawn with replacement is (S-1)/S of what seeds
+vary by, a third too little for three, and that of G groups (G-1)/G; deviations between seeds are stretched by
+sqrt(S/(S-1)) and those that groups make by sqrt(G/(G-1)) to make up for that (the narrowness bias of Hesterberg 2015,
+What Teachers Should Know About the Bootstrap). Needs numpy only.
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ def joint_bootstrap(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval | None:
-    """Percentile interval of the mean of `differences` [S, I] when groups and seeds are drawn anew together, the seeds'
-    deviations stretched.
+    """Percentile interval of the mean of `differences` [S, I] when groups and seeds are drawn anew together, the
+    deviations of both stretched.
 
     None with fewer than 2 groups. The draws depend on `seed` alone, so that a rerun gives the same interval.
     """
@@ -117,7 +118,8 @@ def joint_bootstrap(
     group_counts = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), num_resamples)  # [R, G]
     seed_counts = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_resamples)  # [R, S]
     by_seed = group_counts @ sums.T / (group_counts @ sizes)[:, None]  # [R, S]
-    by_seed += _stretch(differences)
+    own = differences.mean(axis=1)
+    by_seed = own + np.sqrt(num_groups / (num_groups - 1)) * (by_seed - own) + _stretch(differences)
     means = (by_seed * seed_counts).sum(axis=1) / num_seeds
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

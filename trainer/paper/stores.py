@@ -7,13 +7,26 @@ from collections.abc import Callable
 
 from data.demo_store import is_store, make_demo_store
 from data.home import store_path
+from data.store import ClipStore
 from trainer.config import ConfigError
 from trainer.paper.scale import Scale
 
 
 def missing_stores(scale: Scale) -> tuple[str, ...]:
-    """Names of the scale's stores that are not there. Raises StoreDamaged."""
-    return tuple(name for name in (scale.store, scale.second_store) if not is_store(store_path(name)))
+    """Names of the scale's stores that are not there. Raises ConfigError for one whose frames have another size than
+    the scale's, StoreDamaged."""
+    missing = []
+    for name in (scale.store, scale.second_store):
+        path = store_path(name)
+        if not is_store(path):
+            missing.append(name)
+        elif (size := ClipStore.open(path).frame_size) != scale.frame_size:
+            (height, width), (found_height, found_width) = scale.frame_size, size
+            raise ConfigError(
+                f"clip store {path} has frames of {found_height}x{found_width}, scale {scale.name} needs "
+                f"{height}x{width}: ingest the videos again with --size {height}x{width}, or choose another scale"
+            )
+    return tuple(missing)
 
 
 def make_stores(scale: Scale, say: Callable[[str], None]) -> None:

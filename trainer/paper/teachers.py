@@ -28,10 +28,13 @@ from data.home import store_path
 from data.store import ClipStore
 from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard
 from teacher_server.engine.ensemble import load_teacher
+from teacher_server.errors import TeacherError
 from teacher_server.library import TeacherEntry, TeacherLibrary
+from teacher_server.protocol import TeacherId
 from teacher_server.zoo.names import ARCH_VERSION
 from teacher_server.zoo.network import VideoNetwork
 from trainer.config import RunConfig
+from trainer.errors import TrainingFailed
 from trainer.evaluate.pretext import pretext_accuracy
 from trainer.paper.records import TeacherKey, TeacherResult
 from trainer.plan import student_input
@@ -60,8 +63,28 @@ class PaperTeachers:
     library: TeacherLibrary
     device: str
 
+    def find(self, key: TeacherKey) -> TeacherResult | None:
+        """A teacher that is in the library; None for one that is not on record yet.
+
+        Raises TrainingFailed when the library has another network under its name, or none: the cells of one folder
+        must not learn from different networks.
+        """
+        known = self.read(key)
+        if known is None:
+            return None
+        try:
+            found = self.library.entry(TeacherId.parse(known.teacher)).digest
+        except TeacherError as error:
+            found = str(error)
+        if found != known.digest:
+            raise TrainingFailed(
+                f"{self._record(key)} says that {known.teacher} has digest {known.digest}, the library says: {found}; "
+                "go on with the PRECEPTOR_HOME that this folder was begun with, or use another --out"
+            )
+        return known
+
     def read(self, key: TeacherKey) -> TeacherResult | None:
-        """What is on record of a teacher; None for one that is not in the library yet."""
+        """What is on record of a teacher, whether or not the library still has it."""
         try:
             return TeacherResult.model_validate_json(self._record(key).read_bytes())
         except (OSError, ValidationError):
@@ -96,7 +119,7 @@ class PaperTeachers:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield self.read(key)
+            yield self.find(key)
 
     def _add(self, key: TeacherKey, network: VideoNetwork, config: RunConfig, training: Training) -> TeacherResult:
         """The record is written last: a worker that is killed before adds the teacher again, as another version."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from teacher_server.serve.deployment import DeployOptions, TeacherService
 from trainer.checkpoint import BEST
 from trainer.collective import Collective
-from trainer.config import RunConfig
+from trainer.config import ConfigError, RunConfig
 from trainer.errors import TrainingFailed
 from trainer.lease import TeacherLease
 from trainer.loop import Outcome, Trainer
@@ -24,7 +24,7 @@ from trainer.paper.teachers import Training
 from trainer.paper.work import Workshop
 from trainer.plan import Plan, make_plan
 from trainer.report_data import Metrics, read_metrics
-from trainer.runs import RunFolder, choose_run
+from trainer.runs import RunFolder, choose_run, identity_of
 from trainer.signals import SignalMaker
 from trainer.student_files import LoadedStudent, load_student
 from trainer.teaching import BoundTeacher
@@ -72,10 +72,13 @@ class Trained:
 
 
 def train(shop: Workshop, config: RunConfig, job_id: str) -> Trained:
-    """Trains what is left of a run. Raises Stopped, TrainingFailed."""
+    """Trains what is left of a run. Raises Stopped, TrainingFailed, ConfigError for a run of other settings."""
     plan = make_plan(dataclasses.replace(config, run_id=job_id))
     run = RunFolder(shop.runs / job_id)
-    if not run.is_finished:
+    if run.is_finished:
+        if identity_of(run) != plan.identity:
+            raise ConfigError(f"run {run.path} was trained with other settings: remove that folder to train it again")
+    else:
         shop.runs.mkdir(parents=True, exist_ok=True)
         if run.path.is_dir() and not run.config.is_file():  # killed between the two
             shutil.rmtree(run.path)

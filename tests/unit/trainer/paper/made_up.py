@@ -71,20 +71,26 @@ def cell_result(arm, fraction=100.0, seed=0, *, stages=(0.4, 0.5, 0.6), best=Non
         "teacher_digest": None if arm.teacher is None else f"{arm.teacher}-{arm.teacher_data}" * 4,
         "teacher_test_acc": None if arm.teacher is None else 0.7,
         "store_fingerprint": "f" * 32,
+        "second_store_fingerprint": "e" * 32 if more.get("transfers") else None,
         "weights_sha256": "0" * 64,
         **more,
     }
     return CellResult(**fields)
 
 
-def write_cell(folder, result, answers=None, groups=GROUPS, keys=None):
-    """As `preceptor paper` lays a cell down. answers: per stage; by default such that the stages' accuracies hold."""
+def write_cell(folder, result, answers=None, groups=GROUPS, keys=None, more_answers=None):
+    """As `preceptor paper` lays a cell down. answers: per stage; by default such that the stages' accuracies hold.
+    more_answers: arrays by name."""
     path = folder / "cells" / result.cell.id
     path.mkdir(parents=True)
     (path / "result.json").write_text(result.model_dump_json())
     answers = answers or {stage.name: correct(stage.test_acc) for stage in result.stages}
     keys = keys or tuple(f"A/v_A_{group}_c01" for group in groups)
     arrays = {f"correct_{name}": values for name, values in answers.items()}
+    for transfer in result.transfers:
+        arrays[f"correct_{transfer.dataset}_{transfer.protocol}"] = correct(transfer.accuracy)
+        arrays[f"groups_{transfer.dataset}"] = np.array(GROUPS)
+    arrays |= more_answers or {}
     np.savez(path / "answers.npz", groups=np.array(groups), keys=np.array(keys), **arrays)
     return path
 
@@ -123,7 +129,7 @@ def write_controls(folder, gain, *, fraction=100.0, seeds=(0, 1), kinds=("untrai
 
 
 def action(dataset, protocol, accuracy):
-    """A transfer without an interval."""
+    """A transfer without an interval. accuracy: in fiftieths."""
     return Transfer(dataset=dataset, protocol=protocol, accuracy=accuracy, interval=None, chance=0.1, seconds=1.0)
 
 

@@ -3,16 +3,19 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.store import ClipStore, StoreWriter
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
 from teacher_server.serve.deployment import TeacherService
 from teacher_server.zoo.network import VideoNetwork
+from trainer.evaluate.probe import commonest_share
 from trainer.paper import cell as cell_module
 from trainer.paper.cell import run_job
 from trainer.paper.load import read_cell
@@ -20,6 +23,7 @@ from trainer.paper.plan import GridRequest, Job, make_jobs
 from trainer.paper.records import Arm, Cell, TeacherKey, TeacherResult
 from trainer.paper.scale import DEMO, FULL_TEACHER_SEED, Choices, Network, TransferRecipe, student_config
 from trainer.paper.training import teacher_signal
+from trainer.paper.transfer import make_transfers
 from trainer.paper.work import Workshop
 from trainer.plan import make_plan
 from trainer.report_data import read_metrics
@@ -32,13 +36,28 @@ MATCHED = Cell(arm=Arm(student="c3d", teacher="r3d", teacher_data="matched"), fr
 UNTRAINED = Cell(arm=Arm(student="r3d", teacher="c3d", teacher_data="untrained"), fraction=50.0, seed=0)
 
 
+@pytest.fixture(scope="session")
+def second_store(tmp_path_factory):
+    """12 videos of three classes in 4 groups, of which the last is the test list's."""
+    rng = np.random.default_rng(3)
+    path = tmp_path_factory.mktemp("second") / "second"
+    lists = {"train01": [], "test01": []}
+    with StoreWriter(path, frame_size=(36, 48), classes=("nod", "turn", "wave")) as writer:
+        for group, label in itertools.product(range(4), range(3)):
+            key = f"v{group}{label}"
+            writer.add(key, label, f"person {group}", rng.integers(0, 256, (20, 36, 48, 3), dtype=np.uint8))
+            lists["test01" if group == 3 else "train01"].append(key)
+        writer.commit(lists)
+    return ClipStore.open(path)
+
+
 @pytest.fixture
-def scale(store):
+def scale(store, second_store):
     """18 training videos of which 4 are held out; half of the rest are 2 batches of 4 and 3."""
     return dataclasses.replace(
         DEMO,
         store=str(store.path),
-        second_store=str(store.path),
+        second_store=str(second_store.path),
         student=Network(width=0.125, epochs=4),
         teacher=Network(width=0.125, epochs=1),
         clip_len=8,
@@ -94,6 +113,39 @@ def test_a_scratch_cell_leaves_what_the_tables_read(shop, store):
     assert len(chosen) == 6
     assert set(chosen) < {store.videos.keys[row] for row in store.subset("train01")}
     assert shop.is_done(job_of(shop, SCRATCH))
+
+
+def test_transfers_are_made_on_the_data_set_that_they_name(shop, store, second_store):
+    assert run_job(shop, job_of(shop, SCRATCH)).reason == ""
+    found = read_cell(shop.cell_folder(SCRATCH.id))
+    assert found.result.second_store_fingerprint == second_store.fingerprint
+    for dataset, where in (("same", store), ("second", second_store)):
+        rows = where.subset("test01")
+        assert found.answers.transfers.groups[dataset] == tuple(where.groups[row] for row in rows)
+        (head,) = [t for t in found.result.transfers if (t.dataset, t.protocol) == (dataset, "head")]
+        assert head.chance == commonest_share(where.labels[where.subset("train01")], where.labels[rows])
+
+
+def test_transfers_are_made_again_when_the_second_data_set_is_another(shop, second_store, tmp_path):
+    trained = shop.runs / SCRATCH.id
+    assert run_job(shop, job_of(shop, SCRATCH)).reason == ""
+    student = load_student(trained / "checkpoints" / "best")
+    folder, calls = tmp_path / "kept", []
+    first = make_transfers(student, shop.scale, folder, lambda *figures: calls.append(figures))
+    calls.clear()
+    assert make_transfers(student, shop.scale, folder, lambda *figures: calls.append(figures)).records == first.records
+    assert calls == []
+    with StoreWriter(tmp_path / "other", frame_size=second_store.frame_size, classes=("a", "b")) as writer:
+        for name, label in (("x", 0), ("y", 1)):
+            writer.add(name, label, name, np.zeros((20, 36, 48, 3), dtype=np.uint8))
+        writer.commit({"train01": ["x", "y"], "test01": ["y"]})
+    scale = dataclasses.replace(shop.scale, second_store=str(tmp_path / "other"))
+    other = make_transfers(student, scale, folder, lambda *figures: calls.append(figures))
+    assert [t for t in other.records if t.dataset == "same"] == [t for t in first.records if t.dataset == "same"]
+    assert {t.chance for t in other.records if t.dataset == "second"} != {
+        t.chance for t in first.records if t.dataset == "second"
+    }
+    assert calls
 
 
 def test_a_matched_teacher_is_added_once_and_its_answers_are_charged_though_replayed(shop, home):
@@ -167,6 +219,39 @@ def test_a_cell_that_was_stopped_goes_on_and_ends_as_one_that_was_not(shop, tmp_
     assert [one.accuracy for one in found.result.transfers] == [one.accuracy for one in expected.result.transfers]
     for name, correct in found.answers.correct.items():
         assert np.array_equal(correct, expected.answers.correct[name])
+
+
+def test_a_teacher_that_the_library_has_other_weights_of_teaches_nobody(shop, home):
+    for cell in (SCRATCH, MATCHED):
+        assert run_job(shop, job_of(shop, cell)).reason == ""
+    again = Job("again", cell=Cell(arm=MATCHED.arm.model_copy(update={"contrast": False}), fraction=50.0, seed=0))
+    record = shop.folder / "teachers" / "r3d-matched-f50-s0.json"
+    told = json.loads(record.read_bytes())
+    record.write_text(json.dumps({**told, "digest": "0" * 64}))
+    reason = run_job(shop, again).reason
+    assert f"has digest {'0' * 64}, the library says: {told['digest']}; go on with the PRECEPTOR_HOME" in reason
+    record.write_text(json.dumps(told))
+    shutil.rmtree(home / "teachers" / "paper-r3d-matched-f50-s0")
+    assert "the library says: no teacher 'paper-r3d-matched-f50-s0" in run_job(shop, again).reason
+
+
+def test_a_cell_whose_run_learned_from_another_teacher_is_refused(shop):
+    for cell in (SCRATCH, MATCHED):
+        assert run_job(shop, job_of(shop, cell)).reason == ""
+    shutil.rmtree(shop.cell_folder(MATCHED.id))
+    path = shop.runs / MATCHED.id / "result.json"
+    told = json.loads(path.read_bytes())
+    told["teacher_timeline"][0]["digest"] = "0" * 64
+    path.write_text(json.dumps(told))
+    assert f"learned from {'0' * 64}, this cell's teacher is" in run_job(shop, job_of(shop, MATCHED)).reason
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_this_cells(shop):
+    assert run_job(shop, job_of(shop, SCRATCH)).reason == ""
+    shutil.rmtree(shop.cell_folder(SCRATCH.id))
+    path = shop.runs / SCRATCH.id / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "identity": "another"}))
+    assert "was trained with other settings: remove that folder" in run_job(shop, job_of(shop, SCRATCH)).reason
 
 
 def test_a_job_that_goes_wrong_says_why_and_raises_nothing(shop):

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
-from trainer.config import RunConfig
+from trainer.config import ConfigError, RunConfig
 from trainer.paper.estimate import estimate, measure_step_times, steps_of
 from trainer.paper.plan import GridRequest, make_jobs
 from trainer.paper.scale import DEMO, Choices, Network, StepTime, TransferRecipe
+from trainer.paper.stores import missing_stores
 from trainer.plan import make_plan
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -21,6 +22,7 @@ def scale(store):
         DEMO,
         store=str(store.path),
         second_store=str(store.path),
+        frame_size=store.frame_size,
         student=Network(width=0.125, epochs=4),
         teacher=Network(width=0.25, epochs=6),
         clip_len=8,
@@ -79,3 +81,9 @@ def test_step_times_are_measured_for_each_architecture(scale):
     times = measure_step_times(scale, ["r3d"])
     assert set(times) == {"r3d"}
     assert times["r3d"].step_s > times["r3d"].clip_s > 0
+
+
+def test_a_store_with_frames_of_another_size_than_the_scales_is_refused(scale):
+    assert missing_stores(scale) == ()
+    with pytest.raises(ConfigError, match=r"has frames of 40x54, scale demo needs 36x48: ingest the videos again with"):
+        missing_stores(dataclasses.replace(scale, frame_size=(36, 48)))

@@ -63,3 +63,21 @@ def test_other_estimates_and_another_place_for_the_teachers_are_no_other_setting
 def test_two_processes_do_not_work_in_one_folder(tmp_path):
     with locked(tmp_path), pytest.raises(ConfigError, match="another process runs the experiments"), locked(tmp_path):
         pass
+
+
+def test_settings_that_no_scale_names_are_settings_too(tmp_path, monkeypatch):
+    write_run_file(tmp_path, DEMO, Choices(), jobs(0))
+    make = folder.student_config
+    monkeypatch.setattr(folder, "student_config", lambda *args: dataclasses.replace(make(*args), kd_weight=0.5))
+    with pytest.raises(ConfigError, match="was begun with other settings"):
+        write_run_file(tmp_path, DEMO, Choices(), jobs(0))
+
+
+def test_every_machine_that_worked_on_a_folder_is_on_record(tmp_path, monkeypatch):
+    for _ in range(2):
+        write_run_file(tmp_path, DEMO, Choices(), jobs(0))
+    monkeypatch.setattr(folder.os, "cpu_count", lambda: 77)
+    write_run_file(tmp_path, DEMO, Choices(), jobs(0))
+    first, second = json.loads((tmp_path / "run.json").read_bytes())["machines"]
+    assert " cores, " in first
+    assert " 77 cores, " in second

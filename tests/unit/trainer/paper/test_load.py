@@ -1,5 +1,7 @@
 """Reading cells: what counts, what is left out and why."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,40 @@ def test_a_cell_tested_on_other_items_than_most_is_refused(made_up, tmp_path):
         made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH, seed=seed))
     made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH, seed=2), keys=made_up.GROUPS)
     assert "other items" in refusal(tmp_path)
+
+
+def test_transfers_come_back_with_the_answer_to_each_video(made_up, tmp_path):
+    transfers = (made_up.action("second", "head", 0.5), made_up.action("same", "probe", 0.9))
+    made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH, transfers=transfers))
+    ((cell,), answers) = (read_grid(tmp_path).of(SCRATCH, 100.0), made_up.correct)
+    assert set(cell.answers.transfers.correct) == {("second", "head"), ("same", "probe")}
+    np.testing.assert_array_equal(cell.answers.transfers.correct["second", "head"], answers(0.5))
+    assert cell.answers.transfers.groups == {"second": made_up.GROUPS, "same": made_up.GROUPS}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({"correct_second_head": np.arange(1000) < 400}, "gives 0.4000 for head on the second data set"),
+        ({"correct_second_head": np.ones(7, bool)}, "have shape \\(7,\\), what stands beside them \\(1000,\\)"),
+        ({"groups_second": np.array(["g"] * 7)}, "what stands beside them \\(7,\\)"),
+    ],
+)
+def test_answers_that_contradict_a_transfer_are_refused(made_up, tmp_path, arrays, reason):
+    result = made_up.cell_result(SCRATCH, transfers=(made_up.action("second", "head", 0.5),))
+    made_up.write_cell(tmp_path, result, more_answers=arrays)
+    assert re.search(reason, refusal(tmp_path))
+
+
+def test_a_cell_whose_second_data_set_is_another_than_most_is_refused(made_up, tmp_path):
+    transfers = (made_up.action("second", "head", 0.5),)
+    for seed in (0, 1):
+        made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH, seed=seed, transfers=transfers))
+    made_up.write_cell(tmp_path, made_up.cell_result(SCRATCH, seed=3))  # a cell without transfers is no other
+    other = made_up.cell_result(SCRATCH, seed=2, transfers=transfers, second_store_fingerprint="d" * 32)
+    made_up.write_cell(tmp_path, other)
+    assert refusal(tmp_path) == "its transfers were tested on other videos than most"
+    assert read_grid(tmp_path).seeds == (0, 1, 3)
 
 
 def test_a_folder_that_is_no_paper_folder_is_named(tmp_path):

@@ -68,7 +68,7 @@ def small_grid(made_up, folder):
 @pytest.fixture(scope="module")
 def results(made_up, tmp_path_factory):
     folder = small_grid(made_up, tmp_path_factory.mktemp("paper"))
-    made_up.write_run(folder, command=["preceptor", "paper", "--out", "a b"], machine={"cores": 2}, scale="demo")
+    made_up.write_run(folder, command=["preceptor", "paper", "--out", "a b"], machines=["x86, 2 cores"], scale="demo")
     out = folder / "results"
     write_results(folder, out)
     return out
@@ -148,7 +148,7 @@ def test_every_picture_that_a_page_names_is_a_file_beside_it(results):
 def test_pages_tell_how_they_were_made_and_what_is_missing(results, name):
     page = (results / name).read_text().replace("&nbsp;", " ").replace("-{}-", "--")
     assert "preceptor paper --out" in page
-    assert "machine cores" in page
+    assert "x86, 2 cores" in page
     assert "This is not the whole grid: 3 of 10 cells are there." in page
     assert re.search(r"c3d.{0,8}scratch.{0,4}f100", page)
 
@@ -163,7 +163,7 @@ def test_results_json_holds_all_numbers_and_is_strict_json(results):
     assert numbers["full"]["stages"]["early"]["chosen"] == {"mean": 0.4, "std": None, "values": [0.4]}
     assert numbers["full"]["stages"]["early"]["gain"]["interval"] == [0.0, 0.0]
     assert {claim["verdict"] for claim in content["claims"]} >= {"not testable here"}
-    assert content["run"]["machine"] == {"cores": 2}
+    assert content["run"]["machines"] == ["x86, 2 cores"]
 
 
 def test_the_same_cells_give_the_same_files(results, tmp_path):

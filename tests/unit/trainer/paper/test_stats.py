@@ -23,7 +23,8 @@ def naive_interval(differences, groups, seed=0):
             items = []
             for name, count in zip(names, group_counts, strict=True):
                 items += [value for value, group in zip(row, groups, strict=True) if group == name] * count
-            drawn += [sum(items) / len(items) + more] * times
+            wider = (len(names) / (len(names) - 1)) ** 0.5
+            drawn += [row.mean() + wider * (sum(items) / len(items) - row.mean()) + more] * times
         means.append(sum(drawn) / len(drawn))
     return tuple(np.quantile(means, [0.025, 0.975]))
 
@@ -78,7 +79,16 @@ def test_resampled_seeds_vary_as_the_mean_of_so_many_seeds_does(num_seeds):
 
 def test_groups_that_disagree_widen_the_interval_even_if_all_seeds_agree():
     differences = np.array([[1.0, 1.0, -1.0, -1.0]] * 2)
-    assert joint_bootstrap(differences, ["a", "a", "b", "b"]) == (-1.0, 1.0)
+    assert joint_bootstrap(differences, ["a", "a", "b", "b"]) == pytest.approx((-(2**0.5), 2**0.5))
+
+
+@pytest.mark.parametrize("num_groups", [2, 3, 9])
+def test_resampled_groups_vary_as_the_mean_of_so_many_groups_does(num_groups):
+    means = np.random.default_rng(6).normal(size=num_groups)
+    differences = np.repeat(means, 2)[None]
+    groups = [str(group) for group in range(num_groups) for _ in range(2)]
+    draws = [joint_bootstrap(differences, groups, num_resamples=1, seed=seed)[0] for seed in range(4000)]
+    assert np.std(draws) == pytest.approx(means.std(ddof=1) / num_groups**0.5, rel=0.05)
 
 
 def test_one_group_has_no_interval():

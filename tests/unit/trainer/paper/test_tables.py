@@ -1,5 +1,6 @@
 """The tables' figures against the made-up cells that they are of."""
 
+import numpy as np
 import pytest
 
 from trainer.paper.controls import control_kind
@@ -102,14 +103,28 @@ def test_whole_network_fine_tuning_stands_beside_pcl(made_up, tmp_path):
 
 
 def test_a_transfer_is_shown_with_its_gain_over_scratch(made_up, tmp_path):
-    for arm, accuracy in ((Arm(student="r3d"), 0.5), (made_up.full_arm("r3d", "c3d"), 0.53)):
-        result = made_up.cell_result(arm, transfers=(made_up.action("second", "head", accuracy),))
-        made_up.write_cell(tmp_path, result)
+    for arm, accuracy in ((Arm(student="r3d"), 0.5), (made_up.full_arm("r3d", "c3d"), 0.54)):
+        for seed in (0, 1):
+            result = made_up.cell_result(arm, seed=seed, transfers=(made_up.action("second", "head", accuracy),))
+            made_up.write_cell(tmp_path, result)
     table = transfer_table(found_in(tmp_path), 100.0)
     name = "second data set, head only (chance 10.0)"
     taught, scratch = row_of(table, "R3D ← C3D")[name], row_of(table, "R3D scratch")[name]
-    assert (taught.text, taught.small) == ("53.0", "+3.0")
-    assert (scratch.text, scratch.small) == ("50.0", "")
+    assert (taught.text, taught.small, taught.strong) == ("54.0 ± 0.0", "+4.0 [+4.0, +4.0]", True)
+    assert (scratch.text, scratch.small, scratch.strong) == ("50.0 ± 0.0", "", False)
+
+
+def test_a_gain_of_a_transfer_is_paired_by_test_video_and_resampled_by_its_group(made_up, tmp_path):
+    """One arm is right on other videos than the other: equally good, but not surely so."""
+    arms = Arm(student="r3d"), made_up.full_arm("r3d", "c3d")
+    for arm, right in zip(arms, (np.arange(made_up.NUM_ITEMS) < 500, np.arange(made_up.NUM_ITEMS) >= 500), strict=True):
+        result = made_up.cell_result(arm, transfers=(made_up.action("second", "head", 0.5),))
+        made_up.write_cell(tmp_path, result, more_answers={"correct_second_head": right})
+    (found,) = find(read_grid(tmp_path)).of(arms[1], 100.0).transfers
+    assert found.gain.mean == 0.0
+    low, high = found.gain.interval
+    assert -0.6 < low < -0.3
+    assert 0.3 < high < 0.6
 
 
 def test_milestones_are_shown_in_epochs_and_steps(two_seeds):
