@@ -11,6 +11,7 @@ a link, which is replaced in one piece; what it points to, or would after going 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -251,7 +252,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
 
 
 def seed_everything(seed: int) -> None:
-    """The only random numbers of training are the initial weights; cuDNN is held to its repeatable algorithms."""
+    """Before the weights are drawn; cuDNN is held to its repeatable algorithms."""
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Before each step: what a layer such as dropout draws depends on these alone, not on the steps that this process
+    did before, so a resumed run draws the same. Ours draw nothing."""
+    digest = hashlib.sha256(f"step {seed} {step} {rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big"))

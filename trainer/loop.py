@@ -17,7 +17,7 @@ import torch
 from data.store import ClipStore
 from teacher_server.errors import LedgerError, TeacherError, TeacherUnavailable
 from trainer.agreement import OneVersion, check_same_start
-from trainer.checkpoint import load_newest, newest_step, point_to_best, save_checkpoint, seed_everything
+from trainer.checkpoint import load_newest, newest_step, point_to_best, save_checkpoint, seed_everything, seed_step
 from trainer.collective import Collective
 from trainer.config import RunConfig
 from trainer.epochs import EpochEnd
@@ -185,6 +185,7 @@ class Trainer:
         if lr is not None:
             set_lr(self.state.optimizer, lr)
         lambda_kd = lambda_at(self.config, loaded.step, total_steps)
+        seed_step(self.config.seed, loaded.step, self.collective.rank)
         numbers = train_step(self.state, loaded.batch, self.config, self.collective, lambda_kd)
         if not math.isfinite(numbers.loss):  # of the global batch: all workers see it
             raise Diverged(loaded.step + 1)

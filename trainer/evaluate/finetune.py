@@ -32,6 +32,7 @@ from data.store import ClipStore
 from data.views import ClipSpec
 from teacher_server.zoo.heads import ActionHead
 from teacher_server.zoo.network import VideoNetwork
+from trainer.checkpoint import seed_step
 from trainer.errors import EvaluationError
 from trainer.evaluate.extract import PhaseProgress, clip_features, frozen, phase_of
 from trainer.evaluate.finetune_clips import TrainingClips
@@ -154,6 +155,7 @@ def _train(
     steps_per_epoch = len(inputs.bounds)
     total = recipe.epochs * steps_per_epoch
     while state.step < total:
+        seed_step(recipe.seed, state.step)
         features_BD, rows = inputs.batch(state.step)
         wanted_B = torch.from_numpy(labels[rows]).to(features_BD.device)
         logits_BK = head(features_BD)

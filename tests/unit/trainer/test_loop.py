@@ -13,7 +13,7 @@ from data.views import REMOTE, SEGMENT_COPY
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
 from teacher_server.roster.roster import Roster
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint import CheckpointError, seed_step
 from trainer.collective import Collective
 from trainer.evaluate.pretext import pretext_accuracy
 from trainer.fingerprint import weights_digest
@@ -42,6 +42,45 @@ def end_of(run, step):
 def kd(config):
     """5 tuples a batch: 2 full ones and a rest of 2 an epoch; 6 steps."""
     return dataclasses.replace(config, teacher="alpha", batch_size=5, plateau_patience=0, plateau_factor=0.5)
+
+
+DROPPING = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.feature_size = 8
+        self.conv = nn.Conv3d(3, 8, 3, stride=4, bias=False)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, clip):
+        return self.dropout(self.conv(clip).relu().mean(dim=(2, 3, 4)))
+"""
+
+
+def test_a_network_that_draws_at_random_draws_the_same_after_a_resume(bench, config, tmp_path, monkeypatch):
+    (tmp_path / "dropping_net.py").write_text(DROPPING)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = dataclasses.replace(config, student="dropping_net:Net")
+    undisturbed, stopped = bench.folder("undisturbed"), bench.folder("stopped")
+    assert bench.attempt(config, undisturbed)[0] == Outcome("finished", 6)
+    assert bench.attempt(config, stopped, steps=2)[0] == Outcome("stopped", 2, "stopped on request")
+    assert bench.attempt(config, stopped)[0] == Outcome("finished", 6)
+    assert end_of(stopped, 6).tensors == end_of(undisturbed, 6).tensors
+    losses = [line["loss"] for line in end_of(undisturbed, 6).lines if "loss" in line]
+    assert len(set(losses)) == len(losses)
+
+
+def test_each_step_and_each_worker_has_random_numbers_of_its_own():
+    def draw(*key):
+        seed_step(*key)
+        return torch.rand(4).tolist()
+
+    keys = [(0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1)]
+    draws = [draw(*key) for key in keys]
+    assert draw(*keys[0]) == draws[0]
+    assert len({tuple(each) for each in draws}) == 4
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "cosine"])
