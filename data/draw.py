@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import VideoTooShort, ViewError
-from data.philox import uniform
+from data.philox import Slot, uniform
 from data.views import (
     JITTER_ORDERS,
     MIDDLE,
@@ -36,8 +36,6 @@ from data.views import (
 )
 
 _Ints = NDArray[np.int64]
-_TUPLE_SLOT = 0xFFFF  # fields of the whole tuple; clips use slots 0, 1, 2
-_SINGLE_SLOT = 3  # a clip that belongs to no tuple
 
 
 class Field(enum.IntEnum):
@@ -73,7 +71,7 @@ def epoch_order(videos: VideoTable, rows: NDArray[np.int64], *, view_seed: int, 
     """The rows in this epoch's order. Each video draws its own place, so the order of a subset is the same subset
     of the order of all."""
     hashes = videos.key_hashes[rows]
-    place = uniform(view_seed, hashes, epoch, _TUPLE_SLOT, Field.ORDER)
+    place = uniform(view_seed, hashes, epoch, Slot.TUPLE, Field.ORDER)
     return rows[np.lexsort((hashes, place))]
 
 
@@ -103,20 +101,20 @@ def draw_tuples(
 
     records = np.zeros((len(rows), VIEWS_PER_TUPLE), dtype=VIEW_DTYPE)
     room = videos.num_frames[rows] - spec.tuple_span + 1
-    start = np.floor(draw(_TUPLE_SLOT, Field.START) * room).astype(np.int64)
+    start = np.floor(draw(Slot.TUPLE, Field.START) * room).astype(np.int64)
     _place_clips(records, rows, start, spec)
     for clip in range(VIEWS_PER_TUPLE):
         _draw_crop(records[:, clip], videos.frame_size, spec.crop, clip, draw)
         if augment.enabled:
             _draw_augment(records[:, clip], augment, clip, draw)
-    label = _choice(draw(_TUPLE_SLOT, Field.PRETEXT), NUM_PRETEXT)
+    label = _choice(draw(Slot.TUPLE, Field.PRETEXT), NUM_PRETEXT)
     if shuffle == REMOTE:
-        label = _without_room_for_remote(label, draw(_TUPLE_SLOT, Field.PRETEXT), start, videos.num_frames[rows], spec)
+        label = _without_room_for_remote(label, draw(Slot.TUPLE, Field.PRETEXT), start, videos.num_frames[rows], spec)
     middle = records[:, MIDDLE]
     middle["pretext"] = label
-    middle["variant"] = _variant(label, draw(_TUPLE_SLOT, Field.VARIANT), any_swap, shuffle)
+    middle["variant"] = _variant(label, draw(Slot.TUPLE, Field.VARIANT), any_swap, shuffle)
     if shuffle == REMOTE:
-        _move_remote(middle, draw(_TUPLE_SLOT, Field.VARIANT), start, videos.num_frames[rows], spec)
+        _move_remote(middle, draw(Slot.TUPLE, Field.VARIANT), start, videos.num_frames[rows], spec)
     return ViewBatch(records.reshape(-1), VIEWS_PER_TUPLE, videos.fingerprint, operation)
 
 
@@ -135,11 +133,11 @@ def draw_clips(
 
     records = np.zeros(len(rows), dtype=VIEW_DTYPE)
     records["video"] = rows
-    records["start"] = np.floor(draw(_SINGLE_SLOT, Field.START) * (videos.num_frames[rows] - spec.clip_len + 1))
+    records["start"] = np.floor(draw(Slot.SINGLE_CLIP, Field.START) * (videos.num_frames[rows] - spec.clip_len + 1))
     records["clip_len"] = spec.clip_len
-    _draw_crop(records, videos.frame_size, spec.crop, _SINGLE_SLOT, draw)
+    _draw_crop(records, videos.frame_size, spec.crop, Slot.SINGLE_CLIP, draw)
     if augment.enabled:
-        _draw_augment(records, augment, _SINGLE_SLOT, draw)
+        _draw_augment(records, augment, Slot.SINGLE_CLIP, draw)
     return ViewBatch(records, 1, videos.fingerprint)
 
 

@@ -7,6 +7,8 @@ draw, so a number does not depend on who draws it, in which order, or on how man
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -17,6 +19,20 @@ _WEYL_1 = 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _ROUNDS = 10
+
+
+class Slot(IntEnum):
+    """Who draws: no two purposes share a slot, so that their numbers are independent under one seed and key."""
+
+    CLIP = 0  # and 1 and 2: the clips of a tuple
+    SINGLE_CLIP = 3
+    FOLDER_SPLIT = 0xFFF9
+    EVEN_CLIP = 0xFFFA
+    SHUFFLED_ANSWER = 0xFFFB
+    NEGATIVE = 0xFFFC
+    FRACTION = 0xFFFD
+    HOLD_OUT = 0xFFFE
+    TUPLE = 0xFFFF
 
 
 def philox4x32(counter_N4: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:

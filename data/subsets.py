@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 
 from data.atomic import write_atomic
 from data.errors import DataError
-from data.philox import uniform
+from data.philox import Slot, uniform
 from data.views import key_hash
 
 FULL = 100.0  # percent
-_SLOT = 0xFFFD  # keeps these draws apart from those of views and of the validation hold-out
 
 
 def take_fraction(keys: Sequence[str], labels: NDArray[np.int64], percent: float, seed: int) -> NDArray[np.int64]:
@@ -39,7 +38,7 @@ def take_fraction(keys: Sequence[str], labels: NDArray[np.int64], percent: float
     if len(keys) != len(labels):
         raise DataError(f"every video needs a label, got {len(keys)} keys and {len(labels)} labels")
     hashes = np.array([key_hash(key) for key in keys], dtype=np.uint64)
-    place = uniform(seed, hashes, 0, _SLOT, 0)
+    place = uniform(seed, hashes, 0, Slot.FRACTION, 0)
     chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)

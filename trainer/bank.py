@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.philox import uniform
-
-_SLOT = 0xFFFC  # keeps these draws apart from those of views, hold-out, fractions and shuffled answers
+from data.philox import Slot, uniform
 
 
 class MemoryBank(nn.Module):
@@ -70,6 +68,6 @@ def draw_others(
         others_BK = np.broadcast_to(np.arange(count), (len(positions_B), count))
     else:
         streams_BK = (positions_B[:, None].astype(np.uint64) << np.uint64(32)) | np.arange(count, dtype=np.uint64)
-        u_BK = uniform(view_seed, streams_BK.reshape(-1), step, _SLOT, 0).reshape(len(positions_B), count)
+        u_BK = uniform(view_seed, streams_BK.reshape(-1), step, Slot.NEGATIVE, 0).reshape(len(positions_B), count)
         others_BK = np.floor(u_BK * (num_videos - 1)).astype(np.int64)
     return others_BK + (others_BK >= positions_B[:, None])  # the video itself is stepped over

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from data.draw import draw_tuples, epoch_order, long_enough
 from data.operations import load_operation
-from data.philox import uniform
+from data.philox import Slot, uniform
 from data.store import ClipStore
 from data.subsets import take_fraction, write_list
 from data.views import VIEWS_PER_TUPLE, VideoTable, ViewBatch, key_hash
 from trainer.config import ConfigError, RunConfig
 
-_HOLD_OUT_SLOT = 0xFFFE
 _SMALLEST_BATCH = 2  # tuples: one alone has no negatives
 
 
@@ -82,7 +81,7 @@ def _held_out_groups(store: ClipStore, rows: NDArray[np.int64], fraction: float)
     """The groups with the smallest drawn places; at least one. Independent of --seed, so that runs compare."""
     groups = sorted({store.groups[row] for row in rows})
     hashes = np.array([key_hash(group) for group in groups], dtype=np.uint64)
-    place = uniform(0, hashes, 0, _HOLD_OUT_SLOT, 0)
+    place = uniform(0, hashes, 0, Slot.HOLD_OUT, 0)
     count = max(1, round(fraction * len(groups)))
     return frozenset(groups[i] for i in np.argsort(place)[:count])
 

@@ -18,11 +18,10 @@ import numpy as np
 from data.catalogs import Catalog, CatalogEntry
 from data.catalogs.files import check_folder, some, visible
 from data.errors import CatalogError
-from data.philox import uniform
+from data.philox import Slot, uniform
 from data.subsets import count_of
 from data.views import key_hash
 
-_SPLIT_SLOT = 0xFFFC  # keeps these draws apart from those of views, fractions and hold-outs
 _SIDES = ("train", "test")
 
 
@@ -113,7 +112,7 @@ def _drawn(name: str, files: tuple[Path, ...], seed: int, test_percent: float) -
         return []
     keys = [f"{name}/{path.name}" for path in files]
     hashes = np.array([key_hash(key) for key in keys], dtype=np.uint64)
-    order = np.lexsort((hashes, uniform(seed, hashes, 0, _SPLIT_SLOT, 0)))
+    order = np.lexsort((hashes, uniform(seed, hashes, 0, Slot.FOLDER_SPLIT, 0)))
     count = min(count_of(len(files), test_percent), len(files) - 1)
     return [keys[i] for i in order[:count]]
 

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from data.draw import Field, draw_clips, epoch_order, uniform_clips
 from data.input_spec import InputSpec
-from data.philox import uniform
+from data.philox import Slot, uniform
 from data.prepare import prepare
 from data.render import render_batch
 from data.store import ClipStore
 from data.views import Augment, ClipSpec, VideoTable, ViewBatch
 from teacher_server.zoo.network import VideoNetwork
 from trainer.evaluate.finetune_recipe import FinetuneRecipe
-
-_CHOICE_SLOT = 0xFFFE  # apart from the slots of data.views: which of a video's even clips an epoch shows
 
 
 class TrainingClips:
@@ -86,7 +84,7 @@ def even_clip_of(
     videos: VideoTable, rows: NDArray[np.int64], epoch: int, view_seed: int, clips_per_video: int
 ) -> NDArray[np.int64]:
     """[V] which of its `clips_per_video` even clips each video shows in this epoch."""
-    u = uniform(view_seed, videos.key_hashes[rows], epoch, _CHOICE_SLOT, Field.START)
+    u = uniform(view_seed, videos.key_hashes[rows], epoch, Slot.EVEN_CLIP, Field.START)
     return np.floor(u * clips_per_video).astype(np.int64)
 
 

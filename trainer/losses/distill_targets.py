@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.philox import uniform
+from data.philox import Slot, uniform
 
-_SLOT = 0xFFFB  # keeps these draws apart from those of views, hold-out, fractions and the memory bank
 _BISECTIONS = 60  # halvings until a float64 share has no more bits to gain
 _SMALLEST_SHARE = 1e-12  # of the other classes: its logarithm is finite
 
@@ -33,7 +32,7 @@ def shuffled_rows(
     depends on seed, step and place in the global batch only.
     """
     rows = np.arange(len(labels_G))
-    place = uniform(view_seed, rows, step, _SLOT, 0)
+    place = uniform(view_seed, rows, step, Slot.SHUFFLED_ANSWER, 0)
     answered = rows[answered_G]
     drawn = answered[np.lexsort((place[answered], labels_G[answered]))]  # label by label
     changes = np.flatnonzero(np.diff(labels_G[drawn])) + 1
