@@ -7,6 +7,7 @@ body ──► [thread: parse ──► resolve the name ──► ask the teach
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import threading
 import time
@@ -178,7 +179,7 @@ class Readiness:
                 self._found = await asyncio.to_thread(self._look)
                 self._checked_at = self._clock()
         if isinstance(self._found, TeacherError):
-            raise self._found
+            raise copy.copy(self._found)  # raised again and again, it would keep the frames of all who asked
         return self._found
 
     def _look(self) -> frozenset[TeacherId] | TeacherError:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -134,7 +135,7 @@ class Residents:
         while teacher not in self._held or teacher in self._leaving:
             await asyncio.shield(self._start_loading(teacher, _Wish(forced=True)))
             if teacher in self._failed:
-                raise self._failed[teacher]
+                raise copy.copy(self._failed[teacher])
         return self._held[teacher].digest
 
     async def evict(self, teacher: TeacherId, *, keep_out: bool) -> bool:
@@ -172,7 +173,9 @@ class Residents:
                 self._start_loading(teacher, _Wish(run))
             raise TeacherNotResident(str(teacher), f"{failure}; it is tried again")
         if failure is not None:
-            raise failure
+            raise copy.copy(
+                failure
+            )  # one that is raised again keeps the frames, and so the questions, of all who asked
         known = self._library.versions(teacher.name)
         if teacher.version not in known:
             raise UnknownTeacher(str(teacher), tuple(f"{teacher.name}@{version}" for version in known))
@@ -207,7 +210,7 @@ class Residents:
             held = self._load(entry)
             self._check_room(teacher, held.num_bytes)
         except TeacherError as error:
-            return error
+            return _without_frames(error)
         except (torch.OutOfMemoryError, OSError, MemoryError) as error:
             return LibraryUnreadable(str(teacher), _cannot_be_loaded(error))
         except RuntimeError as error:  # torch's
@@ -227,6 +230,12 @@ class Residents:
     def _check_room(self, teacher: TeacherId, needed: int) -> None:
         if self.num_bytes + needed > self.budget_bytes:
             raise OverBudget(str(teacher), needed, self.num_bytes, self.budget_bytes)
+
+
+def _without_frames(error: TeacherError) -> TeacherError:
+    """It is kept for those who ask; the frames that it came from would keep the network that failed."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 def _cannot_be_loaded(error: Exception) -> str:

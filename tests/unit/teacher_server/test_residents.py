@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -34,6 +36,7 @@ class World:
         self.bound: set[tuple[str, TeacherId]] = set()
         self.broken: dict[TeacherId, Exception] = {}
         self.sizes: list[tuple[TeacherId, int]] = []
+        self.made: list[weakref.ref[FakeTeacher]] = []
         self.loading = threading.Event()
         self.may_load = threading.Event()
         self.may_load.set()
@@ -52,7 +55,9 @@ class World:
         self.loads.append(entry.teacher)
         if entry.teacher in self.broken:
             raise self.broken[entry.teacher]
-        return FakeTeacher(entry, self._num_bytes)
+        teacher = FakeTeacher(entry, self._num_bytes)
+        self.made.append(weakref.ref(teacher))
+        return teacher
 
     async def ask(self, teacher: TeacherId, run: str = "") -> None:
         """Until it is loaded, as a client does; what else goes wrong is raised."""
@@ -339,5 +344,34 @@ def test_what_takes_more_memory_than_its_file_is_given_up_again(library: Teacher
         with pytest.raises(OverBudget):
             await world.residents.prepare(ONE)
         assert world.residents.num_bytes == 0
+        gc.collect()
+        assert world.made[0]() is None, "the refusal keeps it in memory"
+
+    play(scene)
+
+
+def test_a_refusal_that_is_repeated_keeps_no_question_in_memory(library: TeacherLibrary) -> None:
+    class Question:
+        """Something that can be referred to weakly."""
+
+    async def scene() -> None:
+        world = World(library)
+        world.broken[ONE] = LibraryError("alpha@1", "damaged")
+        with pytest.raises(LibraryError):
+            await world.ask(ONE)
+
+        def answer(question: Question) -> None:
+            with world.residents.use(ONE):
+                raise AssertionError(question)
+
+        questions = []
+        for _ in range(3):
+            question = Question()
+            questions.append(weakref.ref(question))
+            with pytest.raises(LibraryError):
+                answer(question)
+            del question
+        gc.collect()
+        assert [question() for question in questions] == [None] * 3
 
     play(scene)
