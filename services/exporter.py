@@ -33,7 +33,7 @@ from prometheus_client.registry import Collector
 
 from data.errors import DataError
 from data.home import runs_folder, stores_folder, teachers_folder
-from services.operate import is_loopback
+from services.addresses import is_loopback
 from services.state import StateReader
 from trainer.config import ConfigError
 

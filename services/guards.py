@@ -6,8 +6,9 @@
     operating              open              403                     yes
 
 With PRECEPTOR_OPERATOR_TOKEN alone, asking wants that one too: nothing but liveness and readiness is open then.
-Without any token the gateway is open to whoever reaches it, which is this machine only (services.operate refuses other
-addresses then). A web page that a browser on this machine shows reaches it too, so requests from pages are refused.
+Without any token the gateway is open to whoever reaches it, which is this machine only (services.addresses: it does not
+start elsewhere then). A web page that a browser on this machine shows reaches it too, so requests from pages are
+refused.
 """
 
 from __future__ import annotations

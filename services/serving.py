@@ -10,7 +10,6 @@ deployment that the roster would; the roster then finds an app without leases, w
 from __future__ import annotations
 
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,10 +22,10 @@ from ray.serve.exceptions import RayServeException
 from ray.util.metrics import Counter, Histogram
 
 from data.home import stores_folder, teachers_folder
+from services.addresses import HttpAddress, check_running_address
 from services.asking import GatewayOptions
 from services.gateway import create_app
 from teacher_server.clients.serve import APP_NAME, ServeTeacherClient, one_line
-from teacher_server.contract import OPERATOR_TOKEN_VARIABLE, TOKEN_VARIABLE
 from teacher_server.errors import BadQuery, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
@@ -62,6 +61,7 @@ class Gateway:
     """What Serve runs. The app is made in the replica, so that nothing of it is pickled."""
 
     def __init__(self, library_root: str, stores_root: str, options: GatewayOptions) -> None:
+        check_exposure(options)
         self._library_root = Path(library_root)
         self._stores_root = Path(stores_root)
         self._options = options
@@ -76,6 +76,12 @@ class Gateway:
             record=GatewayMetrics(),
             options=self._options,
         )
+
+
+def check_exposure(options: GatewayOptions) -> None:
+    """A config file may name any address, and Ray's own default is every one. Raises ConfigError when others than this
+    machine reach Serve and there is no token."""
+    check_running_address(running_address(), has_token=options.has_token)
 
 
 def check_teachers() -> frozenset[TeacherId]:
@@ -104,19 +110,6 @@ def gateway_application(library_root: Path, stores_root: Path, options: GatewayO
     return decorate(Gateway).bind(str(library_root), str(stores_root), options)
 
 
-@dataclass(frozen=True)
-class HttpAddress:
-    """Where Serve's HTTP proxy listens."""
-
-    host: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        """Without a path."""
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
-
-
 def start_http(host: str, port: int) -> HttpAddress:
     """Starts Serve with its HTTP proxy on this node; a Serve that runs already is left as it is, whatever it listens
     on, and this is what is returned.
@@ -129,7 +122,12 @@ def start_http(host: str, port: int) -> HttpAddress:
             "Serve runs without HTTP on this cluster, because a training run started it: wait until the runs have "
             "ended and `serve shutdown` it, or use another cluster; `preceptor serve` comes before the runs"
         )
-    found = _get_global_client().http_config  # Ray has no public way to read what a running Serve listens on
+    return running_address()
+
+
+def running_address() -> HttpAddress:
+    """Where the running Serve listens."""
+    found = _get_global_client().http_config  # Ray has no public way to read it
     return HttpAddress(str(found.host), found.port)
 
 
@@ -162,12 +160,10 @@ class _Arguments(BaseModel):
 
 
 class _GatewayArguments(_Arguments):
-    """require_token: refuse to start without a token; true wherever Serve listens beyond 127.0.0.1. stores: default
-    $PRECEPTOR_HOME/stores."""
+    """stores: default $PRECEPTOR_HOME/stores."""
 
     num_replicas: int = 1
     stores: Path | None = None
-    require_token: bool = False
 
 
 class _TeachersArguments(_Arguments):
@@ -185,11 +181,6 @@ def gateway(args: dict[str, Any]) -> Any:
     """Builder of the app `preceptor-gateway`."""
     arguments = _parsed(_GatewayArguments, args)
     options = GatewayOptions.from_environment()
-    if arguments.require_token and not options.has_token:
-        raise BadQuery(
-            "the gateway is told to require a token, but the cluster's environment has neither "
-            f"{TOKEN_VARIABLE} nor {OPERATOR_TOKEN_VARIABLE}"
-        )
     stores = arguments.stores if arguments.stores is not None else stores_folder()
     return gateway_application(arguments.library_root(), stores, options, arguments.num_replicas)
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 
 from teacher_server.clients.serve import ServeTeacherClient, one_line, typed_cause
 from teacher_server.contract import Acquired
@@ -68,7 +69,7 @@ class TeacherService:
         Raises UnknownTeacher, LibraryError, NoCapacity, TeacherUnavailable.
         """
         chosen = options if options is not None else DeployOptions()
-        return self._call(timeout_s + CALL_MARGIN_S, "acquire", run, ref, chosen, timeout_s)
+        return self._call_limited(timeout_s, "acquire", run, ref, chosen)
 
     def bind(self, run: str, ref: TeacherRef, block: int, timeout_s: float = 30.0) -> Binding:
         """Which version the steps of a block use: the same answer for every rank, durable before it is given."""
@@ -118,7 +119,7 @@ class TeacherService:
 
         Raises TeacherInUse, which names who needs it, and UnknownTeacher.
         """
-        return self._call(timeout_s + CALL_MARGIN_S, "evict", teacher, who, timeout_s)
+        return self._call_limited(timeout_s, "evict", teacher, who)
 
     def aliases(self, timeout_s: float = 30.0) -> dict[str, TeacherId]:
         """Every name in use and the version that it points to."""
@@ -127,7 +128,7 @@ class TeacherService:
     def deploy(self, options: DeployOptions | None = None, timeout_s: float = 120.0) -> None:
         """An operator's app, which outlives all runs until `delete`."""
         chosen = options if options is not None else DeployOptions()
-        self._call(timeout_s + CALL_MARGIN_S, "deploy", chosen, timeout_s)
+        self._call_limited(timeout_s, "deploy", chosen)
 
     def delete(self, timeout_s: float = 60.0) -> None:
         """Ends the app, whoever uses it."""
@@ -139,7 +140,7 @@ class TeacherService:
 
     def describe(self, timeout_s: float = 30.0) -> list[ReplicaState]:
         """The state of every running replica."""
-        return self._call(timeout_s + CALL_MARGIN_S, "describe", timeout_s)
+        return self._call_limited(timeout_s, "describe")
 
     def client(self) -> ServeTeacherClient:
         """A client of the app for this process."""
@@ -147,26 +148,39 @@ class TeacherService:
 
     def _promote(self, request: AliasRequest, floors: GateFloors, timeout_s: float) -> Promotion:
         """One request for all tries, so that a promotion which was carried out is not carried out again."""
-        return self._call(timeout_s + CALL_MARGIN_S, "promote", request, floors, timeout_s)
+        return self._call_limited(timeout_s, "promote", request, floors)
 
-    def _call(self, timeout_s: float, method: str, *args: object) -> Any:
+    def _call_limited(self, timeout_s: float, method: str, *args: object) -> Any:
+        """The same for methods that have a limit of their own as their last argument: what is left of it."""
+        return self._call(timeout_s + CALL_MARGIN_S, method, *args, limited=True)
+
+    def _call(self, timeout_s: float, method: str, *args: object, limited: bool = False) -> Any:
         """Calls the roster. When the actor dies the call is repeated: every method may be."""
         deadline = time.monotonic() + timeout_s
         for attempt in range(1, ATTEMPTS + 1):
+            left_s = max(0.0, deadline - time.monotonic())
             try:
-                return self._call_once(max(0.0, deadline - time.monotonic()), method, *args)
+                return self._call_once(left_s, method, *args, *([left_s - CALL_MARGIN_S] if limited else []))
             except GetTimeoutError:
                 break
             except RayTaskError as error:
-                raise typed_cause(error) from None
+                raise _typed(error) from None
             except RayActorError as error:
                 self._actor = None
                 if attempt == ATTEMPTS:
                     raise TeacherUnavailable("roster", timeout_s, one_line(error)) from None
             time.sleep(RECONNECT_PAUSE_S)
-        raise TeacherUnavailable("roster", timeout_s, f"{method} took longer")
+        raise TeacherUnavailable("roster", timeout_s, f"{method} took longer, and may have been carried out")
 
     def _call_once(self, timeout_s: float, method: str, *args: object) -> Any:
         if self._actor is None:
             self._actor = roster_handle(self.library_root)
         return ray.get(getattr(self._actor, method).remote(*args), timeout=timeout_s)
+
+
+def _typed(error: RayTaskError) -> Exception:
+    """The roster's own error; TeacherUnavailable for one of Ray or Serve, which the roster met. Else Ray's."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, RayError | RayServeException | TimeoutError):
+        return TeacherUnavailable("roster", 0.0, one_line(cause))
+    return typed_cause(error)

@@ -33,8 +33,11 @@ class ServeReplicas:
         self._library_root = library_root
 
     def is_deployed(self) -> bool:
-        """Whether there are any, or are going to be."""
-        return app.is_deployed(app.app_status())
+        """Whether there are any, or are going to be. Raises TeacherUnavailable when Serve does not tell."""
+        try:
+            return app.is_deployed(app.app_status())
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise TeacherUnavailable("service", 0.0, f"Serve does not tell its state: {one_line(error)}") from None
 
     def load(self, teacher: TeacherId, deadline: float) -> set[str]:
         """The digests under which the replicas serve a teacher, after they have loaded it. When one dies meanwhile it

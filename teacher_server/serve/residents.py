@@ -173,9 +173,8 @@ class Residents:
                 self._start_loading(teacher, _Wish(run))
             raise TeacherNotResident(str(teacher), f"{failure}; it is tried again")
         if failure is not None:
-            raise copy.copy(
-                failure
-            )  # one that is raised again keeps the frames, and so the questions, of all who asked
+            # The same one raised again and again would keep the frames, and so the questions, of all who asked.
+            raise copy.copy(failure)
         known = self._library.versions(teacher.name)
         if teacher.version not in known:
             raise UnknownTeacher(str(teacher), tuple(f"{teacher.name}@{version}" for version in known))

@@ -108,7 +108,11 @@ class RosterActor:
         return held
 
     async def sweep(self) -> list[str]:
-        """Releases the runs whose leases ran out, and returns them."""
+        """Releases the runs whose leases ran out, and returns them. What a promotion left pending that could not be
+        taken back, because the disk was full, is taken back."""
+        if not self._moving.locked():
+            async with self._moving:
+                await asyncio.to_thread(self._abort_left)
         async with self._turn:
             return await asyncio.to_thread(self._sweep)
 
@@ -188,6 +192,10 @@ class RosterActor:
         if not held and teacher.version not in (known := self._roster.library.versions(teacher.name)):
             raise UnknownTeacher(str(teacher), tuple(f"{teacher.name}@{version}" for version in known))
         return held
+
+    def _abort_left(self) -> None:
+        if self._roster.state().pending:
+            self._roster.abort_all(self._app_key)
 
     def _sweep(self) -> list[str]:
         runs = [run for run in self._roster.expired(self._app_key) if self._release(run, only_expired=True)]

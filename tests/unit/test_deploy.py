@@ -219,7 +219,6 @@ def test_the_ray_service_serves_the_apps_of_the_serve_config_behind_a_token() ->
         (a.name, a.import_path, a.route_prefix) for a in local.applications
     ]
     assert config.http_options.host == "0.0.0.0"
-    assert config.applications[1].args["require_token"] is True
     for pod in pods(manifest):
         tokens = [entry for entry in pod["containers"][0]["env"] if entry["name"] == "PRECEPTOR_TOKEN"]
         assert [entry["valueFrom"]["secretKeyRef"]["name"] for entry in tokens] == ["preceptor-token"]

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from services import cli
+from services.addresses import check_address, check_port_is_free, is_loopback
 from services.directory import Directory
 from services.listing import table_of
-from services.operate import check_address, check_port_is_free, is_loopback
 from teacher_server.library import CARD, TeacherLibrary
 from teacher_server.protocol import TeacherId
 from teacher_server.roster.roster import Roster

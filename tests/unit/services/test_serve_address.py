@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from services import operate, serving
+from services.addresses import HttpAddress
 from services.asking import GatewayOptions
 from services.operate import ServeOptions
-from services.serving import HttpAddress
 from teacher_server.serve.deployment import TeacherService
 from trainer.config import ConfigError
 

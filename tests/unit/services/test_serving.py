@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services import serving
+from services.addresses import HttpAddress
 from services.asking import GatewayOptions
 from teacher_server.errors import BadQuery
 from teacher_server.serve import app
 from teacher_server.serve.app import DeployOptions
+from trainer.config import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +48,25 @@ def test_the_gateway_takes_its_token_from_the_environment(monkeypatch: pytest.Mo
     args = deployment(serving.gateway({})).init_args
     assert args == ("/preceptor/teachers", "/preceptor/stores", GatewayOptions())
     monkeypatch.setenv("PRECEPTOR_TOKEN", "secret")
-    *_, options = deployment(serving.gateway({"require_token": True, "library": "/elsewhere"})).init_args
+    *_, options = deployment(serving.gateway({"library": "/elsewhere"})).init_args
     assert (options.token, options.operator_token) == ("secret", None)
     monkeypatch.setenv("PRECEPTOR_OPERATOR_TOKEN", "other")
     assert deployment(serving.gateway({})).init_args[2].operator_token == "other"
 
 
-def test_a_gateway_that_must_have_a_token_is_not_built_without() -> None:
-    with pytest.raises(BadQuery, match="neither PRECEPTOR_TOKEN nor PRECEPTOR_OPERATOR_TOKEN"):
-        serving.gateway({"require_token": True})
+@pytest.mark.parametrize(("host", "token", "refused"), [
+    ("0.0.0.0", None, True), ("10.0.0.7", None, True), ("0.0.0.0", "secret", False), ("127.0.0.1", None, False),
+])  # fmt: skip
+def test_a_gateway_that_others_reach_does_not_start_without_a_token(
+    monkeypatch: pytest.MonkeyPatch, host: str, token: str | None, refused: bool
+) -> None:
+    """A config file may name any address."""
+    monkeypatch.setattr(serving, "running_address", lambda: HttpAddress(host, 8000))
+    outcome: AbstractContextManager[object] = nullcontext()
+    if refused:
+        outcome = pytest.raises(ConfigError, match="can be reached from other machines")
+    with outcome:
+        serving.check_exposure(GatewayOptions(token=token))
 
 
 def test_a_library_in_the_config_replaces_the_one_of_the_home() -> None:
