@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -61,7 +62,11 @@ class TeacherReplica:
 
     def __init__(self, library_root: str, options: DeployOptions) -> None:
         from teacher_server.serve.replica import Replica
+        from teacher_server.serve.roster_actor import roster_handle
 
+        # A config file deploys this without a roster. It notes in the library that an app runs here, which is how
+        # operators' commands find it.
+        roster_handle(Path(library_root).resolve())
         self._replica = Replica(
             library_root,
             app_key=app_key(),

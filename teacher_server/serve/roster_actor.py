@@ -209,11 +209,11 @@ class RosterActor:
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_PERIOD_S)
             try:
                 await self.sweep()
             except (TeacherError, RayError, RayServeException, OSError) as error:
                 logger.error("sweeping leases failed, it will be tried again: %s", error)  # there is nobody to tell
+            await asyncio.sleep(SWEEP_PERIOD_S)
 
     def _describe(self, timeout_s: float) -> list[ReplicaState]:
         return self._replicas.describe(time.monotonic() + timeout_s) if self._replicas.is_deployed() else []

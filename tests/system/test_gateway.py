@@ -14,10 +14,12 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import ray
 import yaml
 
 from data.store import ClipStore
 from data.views_arrow import to_arrow
+from services.finding import Place, find_place
 from teacher_server.clients.http import HttpTeacherClient
 from teacher_server.clients.http_control import HttpOperatorControl, HttpRunControl
 from teacher_server.clients.inprocess import InProcessTeacherClient
@@ -108,6 +110,16 @@ def ask(client: httpx.Client, name: str, clips: np.ndarray, **parameters: float)
 def logits_of(answer: httpx.Response) -> np.ndarray:
     (output,) = answer.json()["outputs"]
     return np.float32(output["data"]).reshape(output["shape"])
+
+
+@pytest.mark.usefixtures("http")
+def test_operators_commands_find_what_a_config_file_deployed(library: TeacherLibrary) -> None:
+    """Before any run has asked for it: nobody but the replicas has started the roster."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while not find_place(library, "", {}, time.time()).address:
+        assert time.monotonic() < deadline, "the service is not noted in the library"
+        time.sleep(0.1)
+    assert find_place(library, "", {}, time.time()) == Place(address=ray.get_runtime_context().gcs_address)
 
 
 def test_answers_over_http_are_the_bytes_of_the_in_process_teacher(http: httpx.Client, reference: Reference) -> None:
