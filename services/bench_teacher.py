@@ -67,17 +67,16 @@ def measure(
     asker = Asker(client, num_classes=len(entry.card.classes))
     asker.ask(query, digest=entry.digest)
     latencies: list[float] = []
-    waiting: deque[Question] = deque()
+    waiting: deque[tuple[float, Question]] = deque()  # since when, and what
     began = clock()
     while True:
         asked_for = clock() - began
         while asked_for < seconds and len(waiting) < in_flight:
-            waiting.append(asker.start(query, digest=entry.digest))
+            waiting.append((clock(), asker.start(query, digest=entry.digest)))
         if not waiting:
             break
-        oldest = waiting.popleft()
-        sent = oldest.asked_at
+        sent, oldest = waiting.popleft()
         asker.finish(oldest)
-        latencies.append(1000 * (time.monotonic() - sent))
+        latencies.append(1000 * (clock() - sent))
         tick(min(seconds, clock() - began))
     return Speed(len(latencies) * query.num_clips, clock() - began, tuple(latencies))

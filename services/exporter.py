@@ -20,6 +20,7 @@ files, not in a Ray cluster, so this is a process of its own. It needs no Ray.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -138,11 +139,8 @@ def main(host: str = "127.0.0.1", port: int = 9109, *, public: bool = False) -> 
         port: 0 takes a free one and prints it.
         public: let whoever reaches the host read them, without a token; any host but loopback needs this.
     """
-    try:
-        check_public(host, public=public)
-        serve_metrics(Folders(teachers_folder(), runs_folder(), stores_folder()), host, port)
-    except (DataError, ConfigError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    check_public(host, public=public)
+    serve_metrics(Folders(teachers_folder(), runs_folder(), stores_folder()), host, port)
 
 
 def check_public(host: str, *, public: bool) -> None:
@@ -155,4 +153,8 @@ def check_public(host: str, *, public: bool) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m services.exporter")
+    try:
+        tyro.cli(main, prog="python -m services.exporter")
+    except (DataError, ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

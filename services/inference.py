@@ -20,9 +20,10 @@ from services.asking import Asking, Readiness
 from services.bodies import read_model
 from services.lanes import Lane
 from services.models import IndexEntry, ModelInfo, Models
-from services.oip import JSON_LENGTH_HEADER, InferReply, InferRequest
+from services.oip import InferReply, InferRequest
 from services.openapi import BINARY, body_of
 from services.refusals import documented
+from teacher_server.clients.wire import JSON_LENGTH_HEADER
 
 
 class ServerInfo(BaseModel):

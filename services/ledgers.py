@@ -47,6 +47,8 @@ def verify_ledger(name: str, sample: int = 64, seed: int = 0) -> int:
     folder = find_ledger(ledgers_folder(), name)
     print(f"ledger {folder.name}: asking again, seed {seed}", flush=True)
     check = ledger_verify.verify_ledger(folder, TeacherLibrary(teachers_folder()), sample=sample, seed=seed)
+    if not check.checks and not check.problems:
+        raise LedgerError(folder.name, "it holds no answers yet: nothing was verified")
     for line in report_lines(check):
         print(line)
     return EQUAL if check.equal else DIFFERENT
@@ -55,7 +57,9 @@ def verify_ledger(name: str, sample: int = 64, seed: int = 0) -> int:
 def find_ledger(root: Path, name: str) -> Path:
     """The ledger that `name` means. Raises LedgerError, with the known ones, for no ledger or more than one."""
     names = [folder.name for folder in ledger_folders(root)]
-    meant = [known for known in names if known == name or known.startswith((f"{name}@", f"{name}-"))]
+    # Folders are called NAME@VERSION-DIGEST; a teacher's name may hold a hyphen as well.
+    begin = f"{name}-" if "@" in name else f"{name}@"
+    meant = [known for known in names if known == name or known.startswith(begin)]
     if len(meant) != 1:
         found = "more than one" if meant else "none"
         raise LedgerError(str(root), f"{found} is called {name!r}; there are: {', '.join(meant or names) or 'none'}")

@@ -7,12 +7,11 @@ import time
 from teacher_server.contract import OperatorControl
 from teacher_server.errors import GateRefused, UnknownTeacher
 from teacher_server.library import TeacherLibrary
-from teacher_server.promotion import AliasRequest, GateFloors, GateReport, Promotion
+from teacher_server.promotion import NO_ITEMS, AliasRequest, GateFloors, Promotion
 from teacher_server.protocol import TeacherId
 from teacher_server.roster.roster import Roster
 
 _APP = "offline"
-_NOTHING_RECORDED = GateReport(items=0, agreement=0.0, kl=0.0, old_ms=0.0, new_ms=0.0)
 
 
 class OfflineControl(OperatorControl):
@@ -48,7 +47,7 @@ class OfflineControl(OperatorControl):
             return Promotion(proposal.teacher, proposal.previous)
         began = time.monotonic()
         try:
-            if reasons := _NOTHING_RECORDED.refusals(floors):
+            if reasons := NO_ITEMS.refusals(floors):
                 raise GateRefused(str(proposal.teacher), reasons)
             self._test(proposal.teacher)
             prepared = time.monotonic()

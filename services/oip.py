@@ -23,10 +23,10 @@ from data.views import ViewBatch
 from data.views_arrow import from_arrow
 from services.bodies import parse_json, parse_model
 from services.errors import MalformedRequest
+from teacher_server.clients.wire import JSON_LENGTH_HEADER
 from teacher_server.errors import BadQuery
 from teacher_server.protocol import MAX_TIMEOUT_S, MAX_WEIGHT, LogitsDtype, TeacherReply
 
-JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 MAX_CLIPS = 2048
 MAX_FRAMES = 128  # per clip; bounds a forward pass over one clip
 RUN_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"

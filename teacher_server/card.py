@@ -217,9 +217,7 @@ class EnsembleCard(Card):
     def of(cls, members: Sequence[EnsembleMember], cards: Sequence[TeacherCard]) -> EnsembleCard:
         """The card that these members make, `cards` being theirs. Raises BadQuery with what does not go together."""
         for member, card in zip(members, cards, strict=True):
-            differences = signature_differences(
-                card, cards[0], members[0].teacher, ("head", "classes", "crop", "resize")
-            )
+            differences = signature_differences(card, cards[0], members[0].teacher, _SHARED)
             if differences:
                 raise BadQuery(f"{member.teacher} cannot be combined with others: {'; '.join(differences)}")
         first, modalities = cards[0], {card.modality for card in cards}

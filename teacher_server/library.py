@@ -29,7 +29,7 @@ WEIGHTS = "model.safetensors"
 BUNDLED = Path(__file__).parent / "bundled"
 MAX_CARD_BYTES = 2**20
 MAX_WEIGHTS_BYTES = 2**31  # the largest network that a card can describe takes 1.8 GB
-MAX_WEIGHT, MIN_SHARE = 1e6, 1e-6  # of an ensemble's member, before and after the weights are made to sum to 1
+MAX_MEMBER_WEIGHT, MIN_SHARE = 1e6, 1e-6  # of an ensemble's member, before and after the weights are made to sum to 1
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -107,11 +107,11 @@ class TeacherLibrary:
         if len(members) < 2:
             raise BadQuery(f"an ensemble has at least two members, got {len(members)}")
         weights = [weight for _, weight in members]
-        total = math.fsum(weights) if all(0 < weight <= MAX_WEIGHT for weight in weights) else 0.0
+        total = math.fsum(weights) if all(0 < weight <= MAX_MEMBER_WEIGHT for weight in weights) else 0.0
         if not total or min(weights) / total < MIN_SHARE:
             raise BadQuery(
-                f"weights must be numbers > 0 and at most {MAX_WEIGHT:g}, each at least {MIN_SHARE:g} of their sum, "
-                f"got {weights}"
+                f"weights must be numbers > 0 and at most {MAX_MEMBER_WEIGHT:g}, each at least {MIN_SHARE:g} of their "
+                f"sum, got {weights}"
             )
         entries = [self.entry(teacher) for teacher, _ in members]
         cards = [_single(entry) for entry in entries]

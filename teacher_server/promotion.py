@@ -86,6 +86,9 @@ class GateReport:
         return tuple(reasons)
 
 
+NO_ITEMS = GateReport(items=0, agreement=0.0, kl=0.0, old_ms=0.0, new_ms=0.0)
+
+
 @dataclass(frozen=True)
 class Promotion:
     """What a promotion or rollback did. previous: None for a new alias. seconds: prepare, gate, commit."""

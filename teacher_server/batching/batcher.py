@@ -119,6 +119,7 @@ class Batcher(Generic[Key, Payload, Loaded, Result]):
         self._loader: asyncio.Task[None] | None = None
         self._runner: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
+        self._loading_since: float | None = None
         self._closed = False
 
     @property
@@ -128,8 +129,14 @@ class Batcher(Generic[Key, Payload, Loaded, Result]):
 
     def busy_for_s(self) -> float:
         """Seconds that the present forward pass has taken so far; 0 when there is none."""
-        since = self._busy_since
-        return 0.0 if since is None else self._clock() - since
+        return self._since(self._busy_since)
+
+    def loading_for_s(self) -> float:
+        """Seconds that reading one request's clips has taken so far; 0 when none is being read."""
+        return self._since(self._loading_since)
+
+    def _since(self, began: float | None) -> float:
+        return 0.0 if began is None else self._clock() - began
 
     async def submit(
         self,
@@ -217,12 +224,14 @@ class Batcher(Generic[Key, Payload, Loaded, Result]):
             self._loader = None
 
     async def _load_one(self, work: Work[Key, Payload, Loaded, Result]) -> None:
-        began = self._clock()
+        began = self._loading_since = self._clock()
         try:
             loaded = await asyncio.get_running_loop().run_in_executor(self._load_thread, self._load, work.payload)
         except Exception as error:  # whatever it was, it belongs to whoever asked
             self._fail(work, error)
             return
+        finally:
+            self._loading_since = None
         work.loaded.append(loaded)
         work.load_s = self._clock() - began
         self._queue.mark_loaded(work)

@@ -70,13 +70,9 @@ class RecentQuestions:
         while ring.num_items - ring.questions[0].num_items >= self._max_items:
             ring.num_items -= ring.questions.popleft().num_items
 
-    def take(self, views_per_item: int, shape: ClipShape | None, n: int) -> list[RecentViews]:
-        """At most n items, the latest questions first; shape None: of any shape. They stay remembered."""
-        rings = [
-            ring
-            for (views, of), ring in self._rings.items()
-            if views == views_per_item and (shape is None or of == shape)
-        ]
+    def take(self, views_per_item: int, n: int) -> list[RecentViews]:
+        """At most n items of any clip shape, the latest questions first. They stay remembered."""
+        rings = [ring for (views, _), ring in self._rings.items() if views == views_per_item]
         questions = sorted((q for ring in rings for q in ring.questions), key=lambda q: q.order, reverse=True)
         taken: list[RecentViews] = []
         for question in questions:

@@ -35,8 +35,7 @@ class SharedAnswers(Generic[T]):
     """Answers on their way and the last `max_entries` that were used. Use from one event loop.
 
     A caller that is cancelled takes nothing from the others; what nobody waits for any more is cancelled. An error
-    goes to all who wait and is not kept. hits: calls that got an answer which they did not make; hit_clips: of how
-    many clips.
+    goes to all who wait and is not kept. hits: calls that got an answer which they did not make.
     """
 
     def __init__(self, max_entries: int) -> None:
@@ -46,19 +45,13 @@ class SharedAnswers(Generic[T]):
         self._kept: dict[bytes, T] = {}  # the one used last comes last
         self._flights: dict[bytes, _Flight[T]] = {}
         self._hits = 0
-        self._hit_clips = 0
 
     @property
     def hits(self) -> int:
         """Calls that were answered without a forward pass of their own."""
         return self._hits
 
-    @property
-    def hit_clips(self) -> int:
-        """Clips of those calls."""
-        return self._hit_clips
-
-    async def get(self, key: bytes, num_clips: int, make: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
+    async def get(self, key: bytes, make: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
         """The answer, and whether another call made it. Raises what `make` raises, its own or the other call's.
 
         Deadlines and room in the queue are the asker's own. So one who waits for another's answer and finds
@@ -78,9 +71,9 @@ class SharedAnswers(Generic[T]):
                 if first:
                     raise
                 continue
-            return (answer, False) if first else self._hit(answer, num_clips)
+            return (answer, False) if first else self._hit(answer)
         answer = self._kept[key] = self._kept.pop(key)
-        return self._hit(answer, num_clips)
+        return self._hit(answer)
 
     def _start(self, key: bytes, make: Callable[[], Awaitable[T]]) -> _Flight[T]:
         async def fly() -> T:
@@ -114,9 +107,8 @@ class SharedAnswers(Generic[T]):
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    def _hit(self, answer: T, num_clips: int) -> tuple[T, bool]:
+    def _hit(self, answer: T) -> tuple[T, bool]:
         self._hits += 1
-        self._hit_clips += num_clips
         return answer, True
 
 

@@ -32,15 +32,14 @@ class ServeTeacherClient:
     Pixels are numpy arrays, so Ray passes them through shared memory and the replica maps them: one copy in, none out.
     """
 
-    def __init__(self, app_name: str = APP_NAME) -> None:
-        self._app_name = app_name
+    def __init__(self) -> None:
         self._handle: Any = None
 
     def submit(self, query: TeacherQuery) -> PendingReply:
         """Sends a question to one of the replicas. A missing app shows in `result`, as TeacherUnavailable."""
         try:
             if self._handle is None:
-                self._handle = serve.get_app_handle(self._app_name)
+                self._handle = serve.get_app_handle(APP_NAME)
             return _ServePending(query.teacher, self._handle.infer.remote(query))
         except (RayServeException, RayError) as error:
             self._handle = None  # it is looked up again: Serve may have been restarted

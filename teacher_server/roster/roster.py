@@ -156,6 +156,9 @@ class Roster(RosterLeases):
             assert span is not None
             return state, self._binding(span, block)
 
+        state = self.state()  # files are hashed here, as in `resolve`
+        known = state.span_of(run, block)
+        self._resolve(state, ref if known is None else TeacherRef.parse(known.teacher))
         return self._file.change(change)
 
     def preview(self, run: str, ref: TeacherRef) -> Binding:

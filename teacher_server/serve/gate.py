@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_server.promotion import GateReport
+from teacher_server.promotion import NO_ITEMS, GateReport
 
 GATE_ITEMS = 32  # that each replica compares, of those it was asked last
-NO_ITEMS = GateReport(items=0, agreement=0.0, kl=0.0, old_ms=0.0, new_ms=0.0)
 
 
 @dataclass(frozen=True)

@@ -39,16 +39,16 @@ class ReplicaMetrics:
         self._shared = Counter("preceptor_teacher_shared_total", "Questions answered with an answer made for another.")
         self._resident = Gauge("preceptor_teacher_resident_bytes", "Weights in memory.", tag_keys=("teacher",))
 
-    def request(self, teacher: str, outcome: str) -> None:
-        """A question ended, one way or the other."""
+    def request(self, teacher: str, outcome: str, queued_clips: int) -> None:
+        """A question ended, one way or the other; so many clips wait now."""
+        self._queued_clips.set(queued_clips)
         self._requests.inc(1, tags={"teacher": teacher, "outcome": outcome})
         if outcome == "ok":
             self._replies.inc(1, tags={"teacher": teacher})
 
-    def queue(self, seconds: float, queued_clips: int) -> None:
-        """How long an answered question waited, and how many clips wait now."""
+    def waited(self, seconds: float) -> None:
+        """How long an answered question waited."""
         self._queue.observe(seconds)
-        self._queued_clips.set(queued_clips)
 
     def batch(self, record: BatchRecord) -> None:
         """A forward pass ended."""

@@ -40,7 +40,7 @@ from teacher_server.engine.ensemble import load_teacher
 from teacher_server.engine.teacher import Teacher, TeacherAnswer
 from teacher_server.errors import TeacherError, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
-from teacher_server.promotion import GateReport
+from teacher_server.promotion import NO_ITEMS, GateReport
 from teacher_server.protocol import (
     MAX_TIMEOUT_S,
     PhaseSeconds,
@@ -50,7 +50,7 @@ from teacher_server.protocol import (
     new_request_id,
 )
 from teacher_server.roster.roster import Roster
-from teacher_server.serve.gate import GATE_ITEMS, NO_ITEMS, ForwardTime, compare_logits
+from teacher_server.serve.gate import GATE_ITEMS, ForwardTime, compare_logits
 from teacher_server.serve.metrics import ReplicaMetrics
 from teacher_server.serve.replica_state import ReplicaState
 from teacher_server.serve.residents import Residents
@@ -142,8 +142,8 @@ class Replica:
         finally:
             # A label must not take whatever names clients make up.
             label = str(query.teacher) if query.teacher in self._residents else "not loaded"
-            self._metrics.request(label, outcome)
-        self._metrics.queue(reply.seconds.queue, self._batcher.queued_clips)
+            self._metrics.request(label, outcome, self._batcher.queued_clips)
+        self._metrics.waited(reply.seconds.queue)
         return reply
 
     async def begin_with(self, teachers: Sequence[TeacherId]) -> None:
@@ -211,13 +211,16 @@ class Replica:
         )
 
     def check_health(self) -> None:
-        """Serve replaces a replica whose check raises: one whose forward pass does not come back, or whose GPU failed,
-        for after a fault every later pass of the process fails too."""
+        """Serve replaces a replica whose check raises: one whose forward pass does not come back, or that hangs while
+        it reads clips, or whose GPU failed, for after a fault every later pass of the process fails too."""
         if self._device_fault:
             raise RuntimeError(f"a forward pass on {self._device} failed: {self._device_fault}")
-        busy_s = self._batcher.busy_for_s()
-        if busy_s > STUCK_AFTER_S:
-            raise RuntimeError(f"a forward pass has taken {busy_s:.0f} s, at most {STUCK_AFTER_S:.0f} s are expected")
+        for what, busy_s in (
+            ("a forward pass", self._batcher.busy_for_s()),
+            ("reading clips", self._batcher.loading_for_s()),
+        ):
+            if busy_s > STUCK_AFTER_S:
+                raise RuntimeError(f"{what} has taken {busy_s:.0f} s, at most {STUCK_AFTER_S:.0f} s are expected")
 
     async def _answer(self, query: TeacherQuery) -> TeacherReply:
         arrived = time.monotonic()
@@ -227,7 +230,7 @@ class Replica:
             if key is None:
                 batched, shared = await self._ask(query, shape), False
             else:
-                batched, shared = await self._shared.get(key, query.num_clips, lambda: self._ask(query, shape))
+                batched, shared = await self._shared.get(key, lambda: self._ask(query, shape))
             if not shared:
                 self._recent.add(query, shape)
                 return make_reply(query, teacher, batched.result, batched.seconds)
@@ -251,7 +254,7 @@ class Replica:
 
     def _recent_chunks(self, card: Card, items: int) -> list[RecentViews]:
         """At most so many of the items asked last, of any clip shape, in parts that fill a forward pass."""
-        recent = self._recent.take(card.views_per_item, None, items)
+        recent = self._recent.take(card.views_per_item, items)
         return [chunk for views in recent for chunk in _chunks(views, card.chunk_items)]
 
     async def _ask_for_gate(self, teacher: TeacherId, chunk: RecentViews, deadline: float) -> TeacherAnswer | None:

@@ -188,8 +188,11 @@ class RosterActor:
 
     def _evict(self, teacher: TeacherId, deadline: float) -> int:
         self._roster.check_unused(teacher)
-        held = self._replicas.evict(teacher, deadline, keep_out=True) if self._replicas.is_deployed() else 0
-        if not held and teacher.version not in (known := self._roster.library.versions(teacher.name)):
+        known = self._roster.library.versions(teacher.name)
+        # One whose files are gone may be held still. What is not there is not kept out: it may be imported later.
+        is_known = teacher.version in known
+        held = self._replicas.evict(teacher, deadline, keep_out=is_known) if self._replicas.is_deployed() else 0
+        if not held and not is_known:
             raise UnknownTeacher(str(teacher), tuple(f"{teacher.name}@{version}" for version in known))
         return held
 

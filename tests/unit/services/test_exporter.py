@@ -24,6 +24,7 @@ from services.state import StateReader
 from teacher_server.library import CARD, WEIGHTS, TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherRef
 from teacher_server.roster.roster import Roster
+from trainer.config import ConfigError
 
 REPOSITORY = Path(__file__).parents[3]
 PATIENCE_S = 60.0
@@ -178,7 +179,7 @@ def test_the_process_listens_on_loopback_serves_metrics_and_ends_on_sigterm(fold
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "some.host"])
 def test_an_address_that_others_reach_must_be_asked_for(host: str) -> None:
-    with pytest.raises(SystemExit, match=f"error: --host {re.escape(host)} can be reached .* repeat with --public"):
+    with pytest.raises(ConfigError, match=f"--host {re.escape(host)} can be reached .* repeat with --public"):
         main(host, 0)
     check_public(host, public=True)
 

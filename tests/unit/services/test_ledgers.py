@@ -74,6 +74,14 @@ def test_a_ledger_is_found_by_teacher_version_or_folder(home, name):
     assert find_ledger(home / "ledgers", name) == folder
 
 
+def test_a_name_that_begins_another_teachers_name_does_not_mean_its_ledger(home):
+    folder = ledger_folder(home / "ledgers", TeacherId("alpha-vcp", 1), "ef" * 32)
+    Ledger.create(folder, LedgerHeader("alpha-vcp@1", "ef" * 32, "cpu", views_per_item=3, num_classes=5), refuse)
+    with pytest.raises(LedgerError, match="none is called 'alpha'"):
+        find_ledger(home / "ledgers", "alpha")
+    assert find_ledger(home / "ledgers", "alpha-vcp") == folder
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("beta", "none is called 'beta'; there are: alpha@1-abab"), ("alpha", "more than one is")]
 )

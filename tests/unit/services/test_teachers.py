@@ -206,6 +206,8 @@ def test_bench_counts_every_answered_clip_and_retries_refusals(library: TeacherL
     assert speed.clips == 6 * len(speed.latencies_ms)
     assert seen == sorted(seen)
     assert max(seen) == 10.0
+    # A look when it is asked and one when it is answered; others, two to four, in between.
+    assert all(1000.0 <= latency <= 8000.0 and latency % 1000 == 0 for latency in speed.latencies_ms)
 
 
 def test_the_speed_is_that_of_its_numbers() -> None:

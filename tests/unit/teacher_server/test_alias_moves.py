@@ -117,7 +117,7 @@ def test_what_is_only_being_prepared_is_loaded_last(roster: Roster) -> None:
     assert roster.required() == [ONE, THREE]
 
 
-def test_no_file_is_hashed_under_the_lock_when_a_move_begins(
+def test_no_file_is_hashed_under_the_lock(
     roster: Roster, monkeypatch: pytest.MonkeyPatch, four_versions: TeacherLibrary
 ) -> None:
     """Every run's bind would wait for it."""
@@ -134,6 +134,9 @@ def test_no_file_is_hashed_under_the_lock_when_a_move_begins(
     fresh = Roster(four_versions, roster.path)
     fresh.resolve(TeacherRef("alpha", 3))
     assert hashed == [TWO, THREE]
+    for ref, block in ((TeacherRef("alpha", 2), 0), (ALPHA, 0)):  # a run's own block, and again once it is bound
+        Roster(four_versions, roster.path).bind("run", ref, block)
+    assert hashed == [TWO, THREE, TWO, TWO]
 
 
 def test_an_alias_that_was_made_meanwhile_is_not_overwritten(four_versions: TeacherLibrary, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from teacher_server.errors import BadQuery
-from teacher_server.promotion import GateFloors, GateReport
-from teacher_server.serve.gate import NO_ITEMS, ForwardTime, compare_logits, merge_reports
+from teacher_server.promotion import NO_ITEMS, GateFloors, GateReport
+from teacher_server.serve.gate import ForwardTime, compare_logits, merge_reports
 
 NO_TIME = ForwardTime()
 

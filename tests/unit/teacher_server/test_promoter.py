@@ -17,10 +17,9 @@ from teacher_server.errors import (
     TeacherUnavailable,
 )
 from teacher_server.library import TeacherLibrary
-from teacher_server.promotion import AliasRequest, GateFloors, GateReport, Promotion
+from teacher_server.promotion import NO_ITEMS, AliasRequest, GateFloors, GateReport, Promotion
 from teacher_server.protocol import TeacherId, TeacherRef
 from teacher_server.roster.roster import Roster
-from teacher_server.serve.gate import NO_ITEMS
 from teacher_server.serve.promoter import RECHECK_S, Promoter
 from teacher_server.serve.replica_state import ReplicaState
 

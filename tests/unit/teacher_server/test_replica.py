@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import shutil
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,12 +21,11 @@ from teacher_server.engine.ensemble import load_teacher
 from teacher_server.engine.teacher import Teacher, TeacherAnswer
 from teacher_server.errors import BadQuery, TeacherUnavailable, UnknownTeacher
 from teacher_server.library import WEIGHTS, TeacherEntry, TeacherLibrary
-from teacher_server.promotion import AliasRequest
+from teacher_server.promotion import NO_ITEMS, AliasRequest
 from teacher_server.protocol import TeacherId, TeacherRef
 from teacher_server.roster.roster import Roster
 from teacher_server.serve import replica as replica_module
 from teacher_server.serve.app import initial_aliases
-from teacher_server.serve.gate import NO_ITEMS
 from teacher_server.serve.replica import Replica
 
 pytestmark = pytest.mark.usefixtures("no_bundled")
@@ -112,6 +113,40 @@ def test_a_forward_pass_that_fails_can_be_asked_again_elsewhere_and_a_faulty_gpu
         else:
             with pytest.raises(RuntimeError, match="an illegal memory access was encountered"):
                 replica.check_health()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("hangs", "what"), [("load_pixels", "reading clips"), ("answer_together", "a forward pass")])
+def test_a_replica_that_hangs_is_no_longer_healthy(
+    own_library: TeacherLibrary,
+    store: ClipStore,
+    tiny: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    hangs: str,
+    what: str,
+) -> None:
+    """On a store whose disk does not answer, or in a forward pass that does not come back."""
+    began, may_end, real = threading.Event(), threading.Event(), getattr(replica_module, hangs)
+
+    def hang(*args: object) -> object:
+        began.set()
+        assert may_end.wait(timeout=20)
+        return real(*args)
+
+    async def scene() -> None:
+        replica = make(own_library)
+        await replica.prepare(ONE)
+        monkeypatch.setattr(replica_module, hangs, hang)
+        asked = asyncio.ensure_future(replica.infer(tiny.views_query(store, tiny.draw(store, 2))))
+        assert await asyncio.to_thread(began.wait, 20)
+        replica.check_health()
+        monkeypatch.setattr(replica._batcher, "_clock", lambda: time.monotonic() + replica_module.STUCK_AFTER_S + 1)
+        with pytest.raises(RuntimeError, match=f"{what} has taken 301 s, at most 300 s are expected"):
+            replica.check_health()
+        may_end.set()
+        await asked
+        replica.check_health()
 
     asyncio.run(scene())
 

@@ -61,7 +61,7 @@ async def settle() -> None:
 
 
 async def ask(shared: SharedAnswers[str], maker: Maker, key: bytes = KEY) -> asyncio.Task[tuple[str, bool]]:
-    task = asyncio.ensure_future(shared.get(key, 3, maker))
+    task = asyncio.ensure_future(shared.get(key, maker))
     await settle()
     return task
 
@@ -71,7 +71,7 @@ def test_calls_at_the_same_time_share_one_making() -> None:
         tasks = [await ask(shared, maker) for _ in range(3)]
         maker.give("answer")
         assert await asyncio.gather(*tasks) == [("answer", False), ("answer", True), ("answer", True)]
-        assert (maker.calls, shared.hits, shared.hit_clips) == (1, 2, 6)
+        assert (maker.calls, shared.hits) == (1, 2)
 
     play(scene)
 
@@ -89,14 +89,14 @@ def test_one_who_asks_between_the_end_of_a_making_and_its_callback_does_not_hold
         late: list[asyncio.Task[tuple[str, bool]]] = []
 
         def ask_late() -> None:
-            late.append(asyncio.ensure_future(shared.get(KEY, 3, maker)))
+            late.append(asyncio.ensure_future(shared.get(KEY, maker)))
 
         asyncio.get_running_loop().call_soon(ask_late)  # its first step comes between the flight's and its callback
         if error is None:
-            assert await shared.get(KEY, 3, make) == ("answer", False)
+            assert await shared.get(KEY, make) == ("answer", False)
         else:
             with pytest.raises(type(error)):
-                await shared.get(KEY, 3, make)
+                await shared.get(KEY, make)
         await settle()
         if maker.calls:  # the one who came late makes it again
             maker.give("again")
@@ -110,7 +110,7 @@ def test_a_later_call_gets_the_kept_answer() -> None:
         first = await ask(shared, maker)
         maker.give("answer")
         await first
-        assert await shared.get(KEY, 3, maker) == ("answer", True)
+        assert await shared.get(KEY, maker) == ("answer", True)
         assert (maker.calls, shared.hits) == (1, 1)
 
     play(scene)
@@ -134,7 +134,7 @@ def test_the_answers_used_last_are_kept() -> None:
                 maker.give(key.decode())
             await task
         assert maker.calls == 3
-        assert await shared.get(b"a", 3, maker) == ("a", True)
+        assert await shared.get(b"a", maker) == ("a", True)
         again = await ask(shared, maker, b"b")
         maker.give("b again")
         assert await again == ("b again", False)
@@ -174,7 +174,7 @@ def test_what_nobody_waits_for_any_more_is_cancelled_and_a_new_call_begins_anew(
         tasks = [await ask(shared, maker) for _ in range(2)]
         for task in tasks:
             task.cancel()
-        late = asyncio.ensure_future(shared.get(KEY, 3, maker))  # while the cancellations are on their way
+        late = asyncio.ensure_future(shared.get(KEY, maker))  # while the cancellations are on their way
         await settle()
         assert maker.cancelled == maker.calls - 1
         maker.give("answer")
