@@ -8,7 +8,7 @@
 With PRECEPTOR_OPERATOR_TOKEN alone, asking wants that one too: nothing but liveness and readiness is open then.
 Without any token the gateway is open to whoever reaches it, which is this machine only (services.addresses: it does not
 start elsewhere then). A web page that a browser on this machine shows reaches it too, so requests from pages are
-refused.
+refused, by their Origin and by the Host that they name.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.addresses import is_loopback
 from services.asking import GatewayOptions
 from services.errors import Forbidden, GatewayError, Unauthorized
 from services.refusals import to_response
@@ -51,8 +53,7 @@ class TokenGuard:
     def _check(self, scope: Scope) -> GatewayError | None:
         if not self._has_token:
             scope[_MAY_OPERATE] = True
-            page = _header(scope, b"origin")
-            return Forbidden("this gateway has no token, so it takes no requests from web pages") if page else None
+            return _page_refusal(scope)
         given = _header(scope, b"authorization")
         # Both in constant time, and both always.
         asks, operates = (_same(given, expected) for expected in (self._ask, self._operate))
@@ -74,6 +75,24 @@ def operator(request: Request) -> str:
 
 def _expected(token: str | None) -> bytes | None:
     return None if token is None else f"Bearer {token}".encode()
+
+
+def _page_refusal(scope: Scope) -> Forbidden | None:
+    """What a web page is told that asks a gateway without a token. A page whose own name leads here (DNS rebinding)
+    sends no Origin, but that name as the Host."""
+    if _header(scope, b"origin"):
+        return Forbidden("this gateway has no token, so it takes no requests from web pages")
+    given = _header(scope, b"host").decode("latin-1")
+    try:
+        host = urlsplit(f"//{given}").hostname
+    except ValueError:  # a bracket without its other half
+        host = given
+    if host and not is_loopback(host):
+        return Forbidden(
+            "this gateway has no token, so it takes only requests for this machine: ask 127.0.0.1 or localhost, not "
+            f"{host[:80]!r}"
+        )
+    return None
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

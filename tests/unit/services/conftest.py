@@ -220,7 +220,7 @@ class Gateway:
 
         async def talk() -> Any:
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
                 return await asyncio.wait_for(check(http), 30.0)
 
         return asyncio.run(talk())

@@ -106,6 +106,23 @@ def test_without_a_token_everything_is_open_but_to_web_pages(gateway: Any) -> No
         if path not in OPEN:
             answer = gateway.send(method, path, headers={"Origin": "http://127.0.0.1:8000"})
             assert outcome(answer) == (403, "Forbidden"), path
+            answer = gateway.send(method, path, headers={"Host": "rebound.example:8000"})  # no Origin: same-origin
+            assert outcome(answer) == (403, "Forbidden"), path
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "127.8.9.1", "localhost:8000", "[::1]:8000", ""])
+def test_without_a_token_requests_for_this_machine_are_answered(gateway: Any, host: str) -> None:
+    assert gateway.get("/v1/teachers", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "localhost.example", "[::", "0.0.0.0", "127.0.0.1.example:80"])
+def test_without_a_token_requests_for_other_hosts_are_refused(gateway: Any, host: str) -> None:
+    assert outcome(gateway.get("/v1/teachers", headers={"Host": host})) == (403, "Forbidden")
+
+
+def test_with_a_token_the_host_does_not_matter(make_gateway: Any) -> None:
+    gateway = make_gateway(token=ASK)
+    assert gateway.get("/v1/teachers", headers={"Host": "teachers.example", **bearer(ASK)}).status_code == 200
 
 
 def test_the_tokens_are_not_shown_by_the_options() -> None:
