@@ -17,7 +17,8 @@ def temporary_beside(path: Path) -> Path:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`, replacing what was there: after a crash the old file or the new one is found, whole.
 
-    Raises OSError, and then `path` is as it was before.
+    Raises OSError: then `path` is as it was before, unless the folder alone could not be synced, and the new content
+    is there but may not outlive a crash.
     """
     temporary = temporary_beside(path)
     try:

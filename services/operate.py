@@ -96,7 +96,7 @@ def deploy(options: ServeOptions, gateway: GatewayOptions) -> HttpAddress:
 
     address = start_http(options.host, options.port)
     check_running_address(address, has_token=gateway.has_token)
-    TeacherService.connect(teachers_folder()).deploy(
+    adopted = TeacherService.connect(teachers_folder()).deploy(
         DeployOptions(
             num_replicas=options.replicas,
             num_cpus=options.cpus,
@@ -106,4 +106,7 @@ def deploy(options: ServeOptions, gateway: GatewayOptions) -> HttpAddress:
         )
     )
     deploy_gateway(teachers_folder(), gateway)
+    if adopted:
+        print("teachers were served here already: they go on as they are, whatever --replicas, --cpus, --gpus and")
+        print("--memory-mb say (`preceptor stop` ends them for every run)", flush=True)
     return address

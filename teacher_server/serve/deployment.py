@@ -125,10 +125,11 @@ class TeacherService:
         """Every name in use and the version that it points to."""
         return self._call(timeout_s, "aliases")
 
-    def deploy(self, options: DeployOptions | None = None, timeout_s: float = 120.0) -> None:
-        """An operator's app, which outlives all runs until `delete`."""
+    def deploy(self, options: DeployOptions | None = None, timeout_s: float = 120.0) -> bool:
+        """An operator's app, which outlives all runs until `delete`. True when one ran already: it is adopted as it is,
+        whatever the options say."""
         chosen = options if options is not None else DeployOptions()
-        self._call_limited(timeout_s, "deploy", chosen)
+        return self._call_limited(timeout_s, "deploy", chosen)
 
     def delete(self, timeout_s: float = 60.0) -> None:
         """Ends the app, whoever uses it."""

@@ -72,10 +72,10 @@ class RosterActor:
         async with self._turn:
             await asyncio.to_thread(self._release, run)
 
-    async def deploy(self, options: DeployOptions, timeout_s: float) -> None:
-        """An operator's app: no run ends it. Adopts one that runs already."""
+    async def deploy(self, options: DeployOptions, timeout_s: float) -> bool:
+        """An operator's app: no run ends it. True when one ran already, which is adopted as it is."""
         async with self._turn:
-            await asyncio.to_thread(self._deploy_for_operator, options, time.monotonic() + timeout_s)
+            return await asyncio.to_thread(self._deploy_for_operator, options, time.monotonic() + timeout_s)
 
     async def delete(self) -> None:
         """An operator ends the app, whoever uses it."""
@@ -180,11 +180,13 @@ class RosterActor:
         app.delete_app()
         self._roster.forget_app(self._app_key)
 
-    def _deploy_for_operator(self, options: DeployOptions, deadline: float) -> None:
+    def _deploy_for_operator(self, options: DeployOptions, deadline: float) -> bool:
         anybody = TeacherId("service", 1)
         app.wait_until_deleted(anybody, deadline)
+        adopted = app.is_deployed(app.app_status())
         self._roster.hand_to_operator(self._app_key)
         self._ensure_app(anybody, options, deadline)
+        return adopted
 
     def _evict(self, teacher: TeacherId, deadline: float) -> int:
         self._roster.check_unused(teacher)

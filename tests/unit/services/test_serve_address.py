@@ -23,16 +23,21 @@ OPTIONS = ServeOptions("127.0.0.1", 8000, replicas=1, max_replicas=0, cpus=1.0, 
 
 @dataclass
 class FakeServe:
-    """Listens where it was first told to, as Serve does. deployed: what was deployed on it."""
+    """Listens where it was first told to, as Serve does. deployed: what was deployed on it. served: teachers run."""
 
     host: str | None = None
     port: int = 0
+    served: bool = False
     deployed: list[Any] = field(default_factory=list)
 
     def start(self, *, proxy_location: str, http_options: dict[str, Any]) -> None:
         assert proxy_location == "HeadOnly"
         if self.host is None:
             self.host, self.port = http_options["host"], http_options["port"]
+
+    def deploy(self, options: Any) -> bool:
+        self.deployed.append(options)
+        return self.served
 
     def status(self) -> Any:
         return SimpleNamespace(proxies={"node": "HEALTHY"})
@@ -45,7 +50,7 @@ def ray_serve(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> FakeServe:
     monkeypatch.setattr(serving.serve, "start", fake.start)
     monkeypatch.setattr(serving.serve, "status", fake.status)
     monkeypatch.setattr(serving, "_get_global_client", lambda: SimpleNamespace(http_config=fake))
-    monkeypatch.setattr(TeacherService, "connect", lambda _: SimpleNamespace(deploy=fake.deployed.append))
+    monkeypatch.setattr(TeacherService, "connect", lambda _: SimpleNamespace(deploy=fake.deploy))
     monkeypatch.setattr(serving, "deploy_gateway", lambda _, options: fake.deployed.append(options))
     return fake
 
@@ -75,6 +80,15 @@ def test_with_either_token_it_is_used_and_its_real_address_is_told(
 def test_a_serve_on_loopback_needs_no_token(ray_serve: FakeServe) -> None:
     assert operate.deploy(OPTIONS, OPEN) == HttpAddress("127.0.0.1", 8000)
     assert ray_serve.deployed[-1] == OPEN
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_teachers_that_are_served_already_keep_their_options_and_the_operator_is_told(
+    ray_serve: FakeServe, capsys: pytest.CaptureFixture[str], served: bool
+) -> None:
+    ray_serve.served = served
+    operate.deploy(OPTIONS, OPEN)
+    assert ("served here already: they go on as they are" in capsys.readouterr().out) == served
 
 
 def test_an_ipv6_address_is_written_as_a_url_wants_it() -> None:
