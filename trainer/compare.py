@@ -17,10 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trainer.config import identifying
 from trainer.report import REPORT_NAME
 from trainer.report_data import RunData, RunFolderError, duration, number, percent, read_run
 
-_SHARED = ("store_fingerprint", "seed", "view_seed", "steps", "student")
+_OF_RESULT = ("store_fingerprint", "steps")
+_TEACHING = ("teacher", "temperature", "kd_", "hint_")  # what is compared: how its settings' names begin
+_HASH = "identity"
 
 
 class NothingToCompare(ValueError):
@@ -91,15 +94,18 @@ def compare(run_folders: Sequence[Path], title: str | None = None) -> Table:
 
 
 def what_differs(run_folders: Sequence[Path]) -> list[str]:
-    """A sentence for each condition in which the first two runs differ, so that their figures do not compare."""
-    results = [_finished(folder).result or {} for folder in run_folders[:2]]
-    if len(results) < 2:
+    """A sentence for each condition in which the first two runs differ, so that their figures do not compare. Settings
+    of the teaching itself are none."""
+    runs = [_finished(folder) for folder in run_folders[:2]]
+    if len(runs) < 2:
         return []
-    first, second = results
+    first, second = (
+        identifying({**run.config, **{name: (run.result or {}).get(name) for name in _OF_RESULT}}) for run in runs
+    )
     return [
         f"The runs differ in {name}: {first.get(name)} and {second.get(name)}."
-        for name in _SHARED
-        if first.get(name) != second.get(name)
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name) and not name.startswith(_TEACHING) and name != _HASH
     ]
 
 

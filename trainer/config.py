@@ -20,6 +20,7 @@ from trainer.config_checks import check
 from trainer.errors import ConfigError
 
 NO_TEACHER = "none"
+SMALLEST_SHARE = 0.5  # of a frame's shorter side that a crop must show; the paper's 112 of 128 is .875
 _DO_NOT_IDENTIFY = (  # they change how a run is done, and no number of it; of a timeline the content counts: Plan
     "run_id", "resume", "log_views", "log_cka", "checkpoint_every", "keep_checkpoints", "eval_every", "prefetch",
     "teacher_timeout_s", "teacher_budget_s",
@@ -271,8 +272,13 @@ class RunConfig:
 
     def identity(self) -> str:
         """12 hex digits; equal for two runs whose settings mean the same training."""
-        fields = {name: value for name, value in self.to_json().items() if name not in _DO_NOT_IDENTIFY}
+        fields = identifying(self.to_json())
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def identifying(fields: dict[str, Any]) -> dict[str, Any]:
+    """Those of a run's settings that change its numbers."""
+    return {name: value for name, value in fields.items() if name not in _DO_NOT_IDENTIFY}
 
 
 def load_recipe(path: Path) -> RunConfig:

@@ -44,7 +44,9 @@ def write_result(
         "num_videos": num_videos,
     }
     if plan.config.evaluate:
-        evaluation = _evaluate(plan.config, store, state, train_rows, test_rows, should_stop)
+        # Action labels belong to another task than the run's: all of the training list counts, as in `preceptor eval`.
+        whole = store.subset(plan.config.train_subset)
+        evaluation = _evaluate(plan.config, store, state, whole, test_rows, should_stop)
         result["evaluation"] = evaluation.to_json()
         for name in EVALUATION_FIGURES:
             result[name] = getattr(evaluation, name)

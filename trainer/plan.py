@@ -16,7 +16,7 @@ from teacher_server.ledger.store import ledger_folders
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherRef
 from teacher_server.zoo.names import ARCHITECTURES
-from trainer.config import ConfigError, RunConfig
+from trainer.config import SMALLEST_SHARE, ConfigError, RunConfig
 from trainer.config_checks import NO_BFLOAT16_ON_CPU
 from trainer.sampler import Sampler, count_whole, split_rows
 from trainer.teacher_facts import TeacherFacts, student_action_classes, teacher_facts
@@ -89,6 +89,12 @@ def make_plan(config: RunConfig, *, trusted: bool = False) -> Plan:
         raise ConfigError(
             f"--crop {config.crop} does not fit into the store's frames of {height}x{width}: "
             "choose a smaller crop, or ingest with a larger --size"
+        )
+    if config.crop < SMALLEST_SHARE * min(height, width):
+        raise ConfigError(
+            f"--crop {config.crop} shows less than half of the store's frames of {height}x{width}, and `preceptor "
+            f"eval` would refuse such a student: choose --crop {round(0.875 * min(height, width))}, or ingest with a "
+            "smaller --size"
         )
     teacher = teacher_facts(config)
     if config.ledger == "replay" and not timeline:

@@ -11,11 +11,11 @@ from typing import Any
 
 from data.errors import DataError
 from data.store import ClipStore
+from teacher_server.card import pretext_classes
 from trainer.report_data import RunData, duration, percent
 from trainer.report_html import Html, confusion_table, join, paragraph, picture, table, text
 from trainer.tuple_pictures import TuplePicture, tuple_pictures
 
-OPERATIONS = ("unchanged", "rotation", "spatial permutation", "temporal swap", "temporal shuffle")
 _PACKAGES = ("preceptor", "torch", "ray", "numpy", "pyarrow", "opencv-python-headless", "matplotlib")
 
 
@@ -27,7 +27,7 @@ def evaluation(run: RunData) -> list[Html]:
     confusion = final.get("pretext_confusion")
     parts = [paragraph(text(_counts(final)))]
     if confusion:
-        parts.append(confusion_table("Pretext task: operation done and operation named", OPERATIONS, confusion))
+        parts.append(confusion_table("Pretext task: operation done and operation named", _operations(run), confusion))
     top_k = final.get("retrieval") or {}
     if top_k:
         row = (text("accuracy"), *(text(percent(value)) for value in top_k.values()))
@@ -71,8 +71,13 @@ def labels(run: RunData) -> list[Html]:
         "Tuples by what was done to their middle clip. Balanced accuracy is the mean of the operations' accuracies; it "
         "counts where some operations are rarer than others. Training tuples are augmented and seen before each update."
     )
-    header = ("list", *OPERATIONS, "accuracy", "balanced")
+    header = ("list", *_operations(run), "accuracy", "balanced")
     return [paragraph(text(note)), table("Tuples and accuracy by pretext operation", header, rows)]
+
+
+def _operations(run: RunData) -> tuple[str, ...]:
+    """What the five labels are called in this run."""
+    return tuple(name.replace("_", " ") for name in pretext_classes(str(run.config.get("pretext_operation", ""))))
 
 
 def timeline(run: RunData) -> Html:

@@ -68,7 +68,11 @@ def _split_whole(
     held_out = _held_out_groups(store, train, config.val_fraction)
     is_validation = np.array([store.groups[row] in held_out for row in train])
     if is_validation.all() or not is_validation.any():
-        raise ConfigError(f"{len(train)} training videos in {len(held_out)} groups cannot be split for validation")
+        num_groups = len({store.groups[row] for row in train})
+        raise ConfigError(
+            f"{len(train)} training videos in {num_groups} groups cannot be split for validation: --val-fraction "
+            f"{config.val_fraction:g} holds {len(held_out)} whole groups out; change it, or give the videos more groups"
+        )
     return train[~is_validation], train[is_validation], test, left_out
 
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from data.draw import long_enough
 from data.store import ClipStore
 from data.views import ClipSpec
+from trainer.config import SMALLEST_SHARE
 from trainer.errors import EvaluationError
 
 _TRAIN_LIST = re.compile(r"train([A-Za-z0-9_-]{1,40})")
-_SMALLEST_SHARE = 0.5  # of a frame's shorter side that a crop must show; the paper's 112 of 128 is .875
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +87,9 @@ def check_frames(frame_size: tuple[int, int], spec: ClipSpec, what: str) -> None
     the student has never learned to read.
     """
     side = min(frame_size)
-    if not _SMALLEST_SHARE * side <= spec.crop <= side:
+    if not SMALLEST_SHARE * side <= spec.crop <= side:
         raise EvaluationError(
             f"{what} has frames of {frame_size[0]}x{frame_size[1]}, this student was trained on crops of "
             f"{spec.crop}x{spec.crop}: ingest the videos again with a --size whose height is {spec.crop} to "
-            f"{round(spec.crop / _SMALLEST_SHARE)}, about {round(spec.crop / 0.875)}"
+            f"{round(spec.crop / SMALLEST_SHARE)}, about {round(spec.crop / 0.875)}"
         )

@@ -1,7 +1,7 @@
 """The training losses: pure functions of tensors. What must cross ranks is gathered by the caller."""
 
 from trainer.losses.contrast import contrast_in_batch, contrast_with_bank
-from trainer.losses.distill import TemperatureMismatch, check_temperature, distill_loss, kl_per_row
+from trainer.losses.distill import distill_loss, kl_per_row
 from trainer.losses.distill_targets import shuffled_rows, smoothed_logits
 from trainer.losses.hint import hint_loss, linear_cka
 from trainer.losses.pretext import pretext_loss
@@ -9,9 +9,7 @@ from trainer.losses.total import LossTerms, Term
 
 __all__ = [
     "LossTerms",
-    "TemperatureMismatch",
     "Term",
-    "check_temperature",
     "contrast_in_batch",
     "contrast_with_bank",
     "distill_loss",

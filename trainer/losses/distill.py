@@ -2,34 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-_RELATIVE_TOLERANCE = 1e-6  # a temperature may have travelled as float32
-
-
-class TemperatureMismatch(ValueError):
-    """A reply was softened with another temperature than the query named. Arguments: requested, replied."""
-
-    def __init__(self, requested: float, replied: float) -> None:
-        super().__init__(requested, replied)
-        self.requested = requested
-        self.replied = replied
-
-    def __str__(self) -> str:
-        return (
-            f"the teacher's logits were softened with temperature {self.replied}, but {self.requested} was asked for: "
-            "the reply cannot be used, ask again with the run's temperature"
-        )
-
-
-def check_temperature(requested: float, replied: float) -> None:
-    """Raises TemperatureMismatch unless the reply was softened with the temperature that the query named."""
-    if not math.isclose(requested, replied, rel_tol=_RELATIVE_TOLERANCE):
-        raise TemperatureMismatch(requested, replied)
 
 
 def distill_loss(

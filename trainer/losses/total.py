@@ -67,10 +67,6 @@ class LossTerms:
             total = total + answered_share * _sum(answered)
         return _sum([total, *whole])
 
-    def as_floats(self) -> dict[str, float]:
-        """The terms by name and their sum, for logs. Waits for the device."""
-        return {**{term.name: float(term.value.detach()) for term in self.terms}, "total": float(self.total.detach())}
-
 
 def _sum(values: list[Tensor]) -> Tensor:
     total = values[0]

@@ -36,9 +36,13 @@ KD = {
 }
 
 
-def _write_run(folder, result):
+SETTINGS = {"run_id": "one", "seed": 0, "crop": 56, "teacher": "none", "kd_weight": 1.0, "identity": "0123456789ab"}
+TAUGHT = {"run_id": "two", "teacher": "r2plus1d", "kd_weight": 0.5, "prefetch": 4, "identity": "ba9876543210"}
+
+
+def _write_run(folder, result, **settings):
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({**SETTINGS, **settings}))
     if result is not None:
         (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -46,7 +50,7 @@ def _write_run(folder, result):
 
 @pytest.fixture
 def runs(tmp_path):
-    return [_write_run(tmp_path / "one", SCRATCH), _write_run(tmp_path / "two", KD)]
+    return [_write_run(tmp_path / "one", SCRATCH), _write_run(tmp_path / "two", KD, **TAUGHT)]
 
 
 @pytest.fixture(autouse=True)
@@ -105,9 +109,10 @@ def test_a_figure_that_is_missing_has_a_dash_and_no_difference(runs, tmp_path, c
 
 
 def test_conditions_that_make_runs_incomparable_are_named(runs, tmp_path):
-    third = _write_run(tmp_path / "three", {**KD, "seed": 1, "steps": 37})
+    third = _write_run(tmp_path / "three", {**KD, "steps": 37}, seed=1, crop=48)
     assert what_differs(runs) == []
     assert what_differs([runs[0], third]) == [
+        "The runs differ in crop: 56 and 48.",
         "The runs differ in seed: 0 and 1.",
         "The runs differ in steps: 222 and 37.",
     ]
