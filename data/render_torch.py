@@ -4,8 +4,8 @@
 
 Clips differ in which operation comes first and in every factor. So each of the four places in the jitter's order
 takes the clips of one operation together, with a factor per clip, and the blur is one grouped convolution with a
-kernel per clip. Pixels are within one grey level of data.render's (tests/bench/gpu.py prints how many differ); on one
-kind of device both sides of a distillation use the same renderer.
+kernel per clip. Pixels are within one grey level of data.render's (tests/bench/gpu.py prints how many differ). Nothing
+but that bench uses it yet: students and teachers both render on the CPU, so that they see the same bytes.
 
 Axis letters: N clips, T frames, H, W; pictures are [N, 3, T, H, W] float32 in [0, 255].
 """
