@@ -173,6 +173,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         start = sum(sizes[:rank])
         batch = share(global_batch(case), start, start + sizes[rank])
         tensors |= {f"{case}/{name}": tensor for name, tensor in step(case, batch, collective).items()}
+    dist.barrier()
     dist.destroy_process_group()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f"rank{rank}.safetensors")
 
