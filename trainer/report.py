@@ -24,8 +24,8 @@ REPORT_NAME = "report.html"
 def write_report(run_folder: Path, store: ClipStore | None = None) -> Path:
     """Writes curves.png and report.html into the run's folder, each whole or not at all; returns the page's path.
 
-    store: the run's clips, for pictures of training tuples; without it the page has none. Raises RunFolderError when
-    the folder is not a run's, OSError when it cannot be written to.
+    store: the run's clips, for pictures of tuples and of the evaluation; without it the page has none of them. Raises
+    RunFolderError when the folder is not a run's, OSError when it cannot be written to.
     """
     run = read_run(run_folder)
     write_atomic(run.folder / CURVES_NAME, curves_png(run))
@@ -39,7 +39,7 @@ def report_html(run: RunData, store: ClipStore | None = None) -> bytes:
     sections = (
         section("result", "Result", tiles(_headline(run))),
         section("curves", "Curves", _plots(run)),
-        section("evaluation", "Evaluation on the test list", *evaluation(run)),
+        section("evaluation", "Evaluation on the test list", *evaluation(run, store)),
         section("labels", "Pretext operations", *labels(run)),
         section("timeline", "Teacher timeline", timeline(run)),
         section("tuples", "What the student is shown", *tuples(run, store)),

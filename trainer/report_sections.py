@@ -12,6 +12,7 @@ from typing import Any
 from data.errors import DataError
 from data.store import ClipStore
 from teacher_server.card import pretext_classes
+from trainer.evaluation_pictures import RETRIEVAL_INTRO, confusion_figure, retrieval_row
 from trainer.report_data import RunData, duration, percent
 from trainer.report_html import Html, confusion_table, join, paragraph, picture, table, text
 from trainer.tuple_pictures import TuplePicture, tuple_pictures
@@ -19,8 +20,11 @@ from trainer.tuple_pictures import TuplePicture, tuple_pictures
 _PACKAGES = ("preceptor", "torch", "ray", "numpy", "pyarrow", "opencv-python-headless", "matplotlib")
 
 
-def evaluation(run: RunData) -> list[Html]:
-    """Counts, confusion of the pretext task, retrieval; nothing without a final evaluation."""
+def evaluation(run: RunData, store: ClipStore | None) -> list[Html]:
+    """Counts, confusions, retrieval with examples; nothing without a final evaluation.
+
+    store: names the classes and gives the examples' frames; one that is not the run's own is not used.
+    """
     final = run.evaluation
     if not final:
         return []
@@ -33,6 +37,22 @@ def evaluation(run: RunData) -> list[Html]:
         row = (text("accuracy"), *(text(percent(value)) for value in top_k.values()))
         header = ("", *(f"top-{k}" for k in top_k))
         parts.append(table("Retrieval: a video of the same action among the nearest", header, [row]))
+    if store is not None and store.fingerprint == (run.result or {}).get("store_fingerprint"):
+        parts += _evaluation_pictures(final, store)
+    return parts
+
+
+def _evaluation_pictures(final: Mapping[str, Any], store: ClipStore) -> list[Html]:
+    parts = []
+    examples = final.get("retrieval_examples") or []
+    if examples:
+        rows = (retrieval_row(store, shown["query"], shown["neighbours"], shown["cosines"]) for shown in examples)
+        parts.append(Html(f"{paragraph(text(RETRIEVAL_INTRO))}{join(rows)}"))
+    confusion = final.get("probe_confusion")
+    if confusion:
+        alt = f"Confusion matrix of the linear probe: {percent(final.get('probe_acc'))} lie on the diagonal."
+        parts.append(paragraph(text("Linear probe: the action shown and the action named.")))
+        parts.append(confusion_figure(confusion, store.classes, alt))
     return parts
 
 

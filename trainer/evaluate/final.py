@@ -20,7 +20,16 @@ from trainer.evaluate.bootstrap import bootstrap_interval
 from trainer.evaluate.extract import PhaseProgress, clip_features, phase_of
 from trainer.evaluate.pretext import PretextResult, pretext_accuracy
 from trainer.evaluate.probe import ProbeResult, commonest_share, linear_probe
-from trainer.evaluate.retrieval import KS, chance_top_k, first_hit_ranks, retrieval
+from trainer.evaluate.records import RetrievalExample
+from trainer.evaluate.retrieval import (
+    EXAMPLE_NEIGHBOURS,
+    KS,
+    chance_top_k,
+    first_hit_ranks,
+    nearest,
+    retrieval,
+    retrieval_examples,
+)
 from trainer.evaluate.splits import fitting, groups_of
 
 Interval = tuple[float, float] | None
@@ -48,7 +57,8 @@ class EvalResult:
 
     `*_chance`: guessing the operation; a gallery in random order; always naming the class that is commonest among the
     training videos. `retrieval`: k -> top-k accuracy; a k above `gallery_videos` means the whole gallery.
-    `*_left_out`: videos with too few frames, for a tuple (pretext) or for a clip (train, test).
+    `retrieval_examples`: a few queries with their neighbours, as rows of the store. `*_left_out`: videos with too few
+    frames, for a tuple (pretext) or for a clip (train, test).
     """
 
     pretext_acc: float
@@ -65,6 +75,7 @@ class EvalResult:
     retrieval_top1_chance: float
     retrieval_top5_chance: float
     gallery_videos: int
+    retrieval_examples: tuple[RetrievalExample, ...]
     probe_acc: float
     probe_train_acc: float  # of clips
     probe_interval: Interval
@@ -83,6 +94,7 @@ class EvalResult:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: tuples become lists, the keys of `retrieval` text."""
         fields = asdict(self)
+        fields["retrieval_examples"] = [example.model_dump(mode="json") for example in self.retrieval_examples]
         fields["retrieval"] = {str(k): value for k, value in self.retrieval.items()}
         return {name: _plain(value) for name, value in fields.items()}
 
@@ -133,6 +145,7 @@ def evaluate_student(
     return EvalResult(
         **_pretext_fields(pretext, store, options.seed),
         **_retrieval_fields(test_VMD, train_VMD, test_labels, train_labels, groups_of(store, test), options.seed),
+        retrieval_examples=retrieval_examples(nearest(test_VMD, train_VMD, EXAMPLE_NEIGHBOURS), test, train),
         **_probe_fields(probe, train_labels, test_labels, groups_of(store, test), options.seed),
         pretext_videos=len(tuple_rows),
         pretext_left_out=len(test_rows) - len(tuple_rows),

@@ -31,13 +31,17 @@ from trainer.evaluate.feature_files import kept_features
 from trainer.evaluate.finetune import FinetuneResult, SplitFeatures, finetune
 from trainer.evaluate.pretext import confusion_matrix, pretext_accuracy
 from trainer.evaluate.probe import commonest_share, linear_probe
-from trainer.evaluate.records import Evaluation, RetrievalExample, SplitScore
+from trainer.evaluate.records import Evaluation, SplitScore
 from trainer.evaluate.request import EvalRequest
-from trainer.evaluate.retrieval import KS, chance_top_k, nearest, retrieval
+from trainer.evaluate.retrieval import (
+    EXAMPLE_NEIGHBOURS,
+    KS,
+    chance_top_k,
+    nearest,
+    retrieval,
+    retrieval_examples,
+)
 from trainer.evaluate.splits import Split, check_frames, groups_of, splits_of
-
-_EXAMPLES = 6
-_NEIGHBOURS = 5
 
 OnAnswers = Callable[[str, NDArray[np.bool_], Sequence[str]], None]
 
@@ -191,17 +195,8 @@ class _Run:
 
     def _retrieval(self, split: Split, features: SplitFeatures) -> _Scored:
         gallery, queries = self._store.labels[split.train_rows], self._store.labels[split.test_rows]
-        near = nearest(features.test_VMD, features.train_VMD, _NEIGHBOURS)
+        near = nearest(features.test_VMD, features.train_VMD, EXAMPLE_NEIGHBOURS)
         answers = gallery[near.places[:, 0]]
-        shown = np.unique(np.linspace(0, len(queries) - 1, min(_EXAMPLES, len(queries))).round().astype(int))
-        examples = tuple(
-            RetrievalExample(
-                query=int(split.test_rows[q]),
-                neighbours=tuple(split.train_rows[near.places[q]].tolist()),
-                cosines=tuple(near.cosines[q].round(4).tolist()),
-            )
-            for q in shown
-        )
         return self._scored(
             split,
             answers == queries,
@@ -209,7 +204,7 @@ class _Run:
             confusion_matrix(queries, answers, len(self._store.classes)),
             chance_top_k(queries, gallery, 1),
             top_k=retrieval(features.test_VMD, features.train_VMD, queries, gallery, KS),
-            examples=examples,
+            examples=retrieval_examples(near, split.test_rows, split.train_rows),
         )
 
     def _pretext(self, split: Split) -> _Scored:

@@ -14,7 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.evaluate.records import RetrievalExample
+
 KS = (1, 5, 10, 20, 50)
+EXAMPLE_NEIGHBOURS = 5
+_EXAMPLES = 6
 _QUERIES_AT_ONCE = 256  # bounds the memory: [256, G] similarities and their order
 
 
@@ -76,6 +80,24 @@ def nearest(query_features: NDArray[np.float32], gallery_features: NDArray[np.fl
         places.append(order[:, :k])
         cosines.append(np.take_along_axis(similarity, order[:, :k], axis=1))
     return Neighbours(np.concatenate(places), np.concatenate(cosines))
+
+
+def retrieval_examples(
+    near: Neighbours, query_rows: NDArray[np.int64], gallery_rows: NDArray[np.int64]
+) -> tuple[RetrievalExample, ...]:
+    """A few queries, evenly spaced over the list whatever came out, with their neighbours.
+
+    rows: [Q] and [G], where queries and gallery stand in the store.
+    """
+    shown = np.unique(np.linspace(0, len(query_rows) - 1, min(_EXAMPLES, len(query_rows))).round().astype(int))
+    return tuple(
+        RetrievalExample(
+            query=int(query_rows[q]),
+            neighbours=tuple(gallery_rows[near.places[q]].tolist()),
+            cosines=tuple(near.cosines[q].round(4).tolist()),
+        )
+        for q in shown
+    )
 
 
 def _ranked(

@@ -194,11 +194,16 @@ def test_the_whole_evaluation_counts_what_is_left_out_and_gives_plain_json(netwo
     assert phases == [("pretext", 28, 28), ("training clips", 6, 6), ("test clips", 6, 6)]
     assert result.retrieval_top5 == 1.0  # the gallery has 3 videos of both classes
     assert result.retrieval_top1 == result.retrieval[1]
+    assert [example.query for example in result.retrieval_examples] == [4, 5, 6]  # rows of the store
+    assert all(sorted(example.neighbours) == [0, 1, 2] for example in result.retrieval_examples)
+    hits = [store.labels[shown.neighbours[0]] == store.labels[shown.query] for shown in result.retrieval_examples]
+    assert result.retrieval_top1 == pytest.approx(np.mean(hits))
     assert result.retrieval_top1_chance == pytest.approx((2 + 1 + 2) / 9)  # queries of classes 0, 1, 0
     assert result.probe_chance == pytest.approx(2 / 3)  # class 0 is the commonest of 0, 1, 0
     assert sum(map(sum, result.pretext_confusion)) == 2 * 2 * 5
     fields = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert fields == result.to_json()
+    assert [shown["query"] for shown in fields["retrieval_examples"]] == [4, 5, 6]
     assert fields["pretext_label_histogram"] == [4, 4, 4, 4, 4]
     assert list(fields["retrieval"]) == ["1", "5", "10", "20", "50"]
     low, high = fields["pretext_interval"]

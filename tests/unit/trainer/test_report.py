@@ -1,5 +1,6 @@
 """The report against written-out expectations; pictures against the renderer; the page as a browser would parse it."""
 
+import base64
 import json
 import re
 import subprocess
@@ -241,6 +242,32 @@ def test_timeline_lists_which_teacher_answered_which_steps(finished):
     text = _Page(finished.read_bytes()).text
     assert f"1 to 2 r2plus1d@1 {'a' * 64}" in text
     assert f"3 to 4 r2plus1d@2 {'b' * 64}" in text
+
+
+def test_confusion_of_the_probe_and_retrieval_examples_are_pictures_of_the_runs_own_store(tmp_path, store):
+    found = {
+        "probe_acc": 0.8,
+        "probe_confusion": [[9, 6], [0, 15]],
+        "retrieval_examples": [{"query": 1, "neighbours": [3, 2], "cosines": [0.9, 0.5]}],
+    }
+    result = RESULT | {"store_fingerprint": store.fingerprint, "evaluation": EVALUATION | found}
+    run = read_run(_write_run(tmp_path / "run", [_step(1)], result, **CONFIG))
+    page = _Page(report_html(run, store))
+    described = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+    for words in (
+        "Confusion matrix of the linear probe: 80.0 % lie on the diagonal.",
+        "<b>Wave</b>, video Bow/v_Bow_g01_c01: query",
+        "<b>Wave</b>, video Bow/v_Bow_g03_c01: ✓ right 0.90",
+        "Bow, video Bow/v_Bow_g02_c01: ✗ wrong 0.50",
+    ):
+        assert words in described
+    frame = next(attrs for tag, attrs in page.tags if attrs.get("alt", "").endswith("query"))
+    shown = simplejpeg.decode_jpeg(base64.b64decode(frame["src"].split(",")[1]))
+    draws = np.random.default_rng(0).integers(0, 50, (2, 3))  # the fixture's colours of videos 0 and 1
+    expected = np.broadcast_to(np.linspace(0, 200, 40)[None, :, None] + draws[1], (36, 40, 3))
+    np.testing.assert_allclose(shown.astype(float), expected, atol=8)  # JPEG
+    other = read_run(_write_run(tmp_path / "other", [_step(1)], result | {"store_fingerprint": "c" * 32}, **CONFIG))
+    assert "probe" not in " ".join(attrs.get("alt", "") for _, attrs in _Page(report_html(other, store)).tags)
 
 
 def test_an_unfinished_run_shows_what_there_is_and_says_so(tmp_path):
