@@ -1,7 +1,7 @@
 """A document as LaTeX that compiles by itself, its tables set with booktabs. Pictures are files beside it.
 
 The tables are whole `table` environments, so each can be copied into a paper; they need booktabs, adjustbox and
-amssymb.
+amssymb. Their titles have the paper's numbers, so LaTeX gives them none.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _HEAD = r"""\documentclass[a4paper,landscape,10pt]{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage[margin=18mm]{geometry}
+\usepackage[labelformat=empty]{caption}
 \usepackage{adjustbox,amssymb,booktabs,graphicx,textcomp}
 \setlength{\parindent}{0pt}
 \setlength{\parskip}{4pt}
@@ -88,7 +89,7 @@ def _picture(block: Picture) -> str:
     caption = escape(f"{block.title}. {block.about}")
     return "\n".join(
         [
-            r"\begin{figure}[htbp]",
+            r"\begin{figure}[!htbp]",
             r"\centering",
             rf"\includegraphics[width=\textwidth,height=.8\textheight,keepaspectratio]{{{block.name}.png}}",
             rf"\caption{{{caption}}}",
@@ -107,7 +108,7 @@ def _table(table: Table) -> str:
         body.append(_line([_entry(entry) for entry in row]))
     return "\n".join(
         [
-            r"\begin{table}[htbp]",
+            r"\begin{table}[!htbp]",
             r"\centering\small",
             rf"\caption{{{escape(table.title)}}}",
             rf"\label{{tab:{table.name}}}",
