@@ -180,3 +180,5 @@ def main(rank: int, world: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    sys.stderr.flush()
+    os._exit(0)  # as in two_workers.py

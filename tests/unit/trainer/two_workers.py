@@ -54,7 +54,7 @@ def main(rank: int, world: int, store: str, home: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
-    # All files are closed. Interpreter shutdown is left out: a native thread that waits for the GIL at that moment ends
-    # the process with SIGABRT ("terminate called without an active exception"), which was seen here once under load.
+    # Without interpreter shutdown, in which gloo's threads abort the process when they still hold a tensor ("terminate
+    # called without an active exception", pytorch#179291). All files are closed.
     sys.stderr.flush()
     os._exit(0)
