@@ -9,6 +9,7 @@ from typing import Literal
 from tyro.extras import SubcommandApp
 
 from services.arguments import Members, Name, Source, Teacher, Version
+from teacher_server.card import CHUNK_ITEMS
 from teacher_server.importers.layout import Triple
 from teacher_server.importers.wishes import Wishes
 from teacher_server.promotion import GateFloors
@@ -43,11 +44,13 @@ def import_(
     classes: Path | None = None,
     modality: Literal["rgb", "res"] | None = None,
     crop: int | None = None,
+    resize: bool = False,
     clip_len: int | None = None,
     mean: Triple | None = None,
     std: Triple | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     compile: bool = False,
+    chunk_items: int = CHUNK_ITEMS,
     device: Literal["cpu", "cuda"] = "cpu",
     allow_unused: bool = False,
     trust_pickle: bool = False,
@@ -70,15 +73,17 @@ def import_(
         head: which head to serve, if there are two.
         classes: file of class names, one a line, in the order of the head; the five pretext classes need none, and
             those of an action head are numbered without it.
-        modality: what the network saw, frames (rgb) or frame differences (res). Without it and the next four, what the
-            networks of that layout were trained on.
+        modality: what the network saw, frames (rgb) or frame differences (res). Without it, --crop, --clip-len, --mean
+            and --std, what the networks of that layout were trained on.
         crop: side of its input in pixels.
+        resize: take clips of other sizes too and bring them to that; without it they are refused.
         clip_len: frames it was trained with.
         mean: of R, G and B, for values from 0 to 1.
         std: of R, G and B.
         precision: what it computes in; auto takes bfloat16 where that is faster here and close enough. It cannot be
             changed afterwards.
         compile: serve it compiled by torch for clips of its length; it takes longer to load.
+        chunk_items: items per forward pass. More may be faster on a GPU. It cannot be changed afterwards.
         device: where it is measured and tested: where it will serve.
         allow_unused: import although some tensors have no place in the network.
         trust_pickle: run the Python code in the checkpoint, if it has any. Only for files whose maker you trust.
@@ -96,11 +101,13 @@ def import_(
         classes=None if classes is None else read_classes(classes),
         modality=modality,
         crop=crop,
+        resize=resize,
         clip_len=clip_len,
         mean=mean,
         std=std,
         precision=precision,
         compile=compile,
+        chunk_items=chunk_items,
         allow_unused=allow_unused,
     )
     library = TeacherLibrary(teachers_folder())

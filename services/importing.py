@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from teacher_server.importers.source import Source
 
 RUN_PREFIX = "run:"
-_WISHES_OF_RUNS = ("head", "classes", "precision", "compile")  # all else stands in the run's own settings
+# All else stands in the run's own settings.
+_WISHES_OF_RUNS = ("head", "classes", "precision", "resize", "compile", "chunk_items")
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -92,10 +93,11 @@ def _rows_of_run(entry: TeacherEntry, card: TeacherCard) -> dict[str, str]:
 
 
 def _rows_of_card(card: TeacherCard) -> dict[str, str]:
+    others = ", other sizes are resized" if card.resize else ""
     return {
         "network": f"{card.arch}, width {card.width:g}, {card.feature_size} features",
         "head": f"{card.head}, {len(card.classes)} classes: {shortened(card.classes)}",
-        "input": f"{card.modality}, {card.clip_len} frames of {card.crop}x{card.crop}",
+        "input": f"{card.modality}, {card.clip_len} frames of {card.crop}x{card.crop}{others}",
         "mean, std": f"{card.mean}, {card.std}",
     }
 
@@ -114,6 +116,7 @@ def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary,
 
     from teacher_server.engine.teacher import FrozenTeacher
     from teacher_server.importers.install import best_precision
+    from teacher_server.importers.plan import checked_card
     from trainer.errors import CheckpointError
     from trainer.export import export_teacher
     from trainer.runs import RunFolder
@@ -131,11 +134,12 @@ def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary,
         except CheckpointError as error:
             raise ImportRefused(source, str(error)) from None
         assert isinstance(entry.card, TeacherCard)  # a student is one network
+        changes = {"resize": wishes.resize, "compile": wishes.compile, "chunk_items": wishes.chunk_items}
+        card = checked_card(source, entry.card.model_dump() | changes)
         console = Console()
-        console.print(_table(f"{source} as {name}", _rows_of_run(entry, entry.card)))
+        console.print(_table(f"{source} as {name}", _rows_of_run(entry, card)))
         if mode.dry_run:
             return None
-        card = entry.card.model_copy(update={"compile": wishes.compile})
         if wishes.precision == "auto":
             card, note = best_precision(card, load_file(entry.weights), mode.device)
             console.print(f"note: {note}", soft_wrap=True, markup=False)

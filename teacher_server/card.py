@@ -31,6 +31,7 @@ from teacher_server.protocol import TeacherId
 from teacher_server.zoo.names import ARCHITECTURES, is_architecture_name
 
 PRETEXT_CLASSES = ("unchanged", "rotation", "spatial_permutation", "temporal_swap", "temporal_shuffle")
+CHUNK_ITEMS = 8
 MAX_CHUNK_BYTES = 2**29  # of one forward pass's pixels: 891 clips of 16x112x112
 MAX_MEMBERS = 32
 _SHARED = ("head", "classes", "crop", "resize")  # what an ensemble's members must have in common
@@ -88,7 +89,7 @@ class Card(BaseModel):
     resize: bool = False
     modality: Literal["rgb", "res", "mixed"]
     feature_size: int = Field(ge=1)
-    chunk_items: int = Field(default=8, ge=1, le=1024)
+    chunk_items: int = Field(default=CHUNK_ITEMS, ge=1, le=1024)
     provenance: Provenance
 
     @model_validator(mode="after")

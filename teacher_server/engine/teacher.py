@@ -10,7 +10,9 @@ the chunk, on the position, or on the padding.
 
 On the CPU every chunk is computed by one thread, and more threads compute more chunks at a time: torch's own
 parallelism inside an operation changes the last bits of some convolutions (seen: the temporal ones of r2plus1d, whose
-channel numbers are odd), so answers would depend on how many cores the machine has.
+channel numbers are odd), so answers would depend on how many cores the machine has. The head is applied to one item at
+a time: MKL's small matrix products give a row other last bits in another place of the matrix on some CPUs (seen: 4x64
+by 64x3 on an Intel Xeon with AMX; on AMD EPYCs none).
 
 Axis letters: N clips, I items, T frames, H, W, K classes, D features.
 """
@@ -188,10 +190,11 @@ class FrozenTeacher:
             raise LibraryError(path, f"gives logits {list(full.logits.shape)} for {len(card.classes)} classes")
         if not (np.isfinite(full.logits).all() and np.isfinite(full.features).all()):
             raise LibraryError(path, "the self-test gave numbers that are not finite")
+        chunks = "; with chunks of one item (import it with --chunk-items 1) no answer can depend on that"
         for pixels, expected, case in (
             (noise, full, "the second time"),
-            (noise[:views], full.take([0]), "for the first item alone"),
-            (np.roll(noise, views, axis=0), full.take([last, *range(last)]), "in another place of the chunk"),
+            (noise[:views], full.take([0]), f"for the first item alone{chunks}"),
+            (np.roll(noise, views, axis=0), full.take([last, *range(last)]), f"in another place of the chunk{chunks}"),
         ):
             found = self.answer(pixels)
             if not np.array_equal(found.logits, expected.logits) or not np.array_equal(
@@ -209,12 +212,21 @@ class FrozenTeacher:
             pixels = np.concatenate([pixels, padding])
         features_ND = self._backbone(prepare(self._on_device(pixels), self.input_spec))
         features_IVD = features_ND.unflatten(0, (-1, views))
-        if self._network.action_head is None:
-            logits = self._network.pretext_logits(features_IVD.unbind(dim=1))
-        else:
-            logits = self._network.action_head(features_ND)
+        logits = self._logits(features_IVD)
         features = features_IVD.mean(dim=1)
         return TeacherAnswer(logits[:num_items].cpu().numpy(), features[:num_items].cpu().numpy())
+
+    def _logits(self, features_IVD: torch.Tensor) -> torch.Tensor:
+        """Of the head, one item at a time on the CPU: see the top of this module."""
+        if self.device.type != "cpu":
+            return self._head(features_IVD)
+        # Copies: how an item's features lie to the CPU's cache lines must not depend on its place either.
+        return torch.cat([self._head(item_VD.clone()[None]) for item_VD in features_IVD])
+
+    def _head(self, features_IVD: torch.Tensor) -> torch.Tensor:
+        if self._network.action_head is None:
+            return self._network.pretext_logits(features_IVD.unbind(dim=1))
+        return self._network.action_head(features_IVD.flatten(0, 1))
 
     def _on_device(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | torch.Tensor:
         """On the CPU the array itself: `prepare` reads it where it lies, also when it is read-only."""

@@ -15,6 +15,7 @@ from typing import Literal
 
 HEAD = "head"  # a table maps a head to this where only its shape tells whether it is a pretext or an action head
 PRETEXT_HEAD, ACTION_HEAD = "pretext_head.linear", "action_head.linear"
+PROJECTOR = "projector.mlp.0"  # its first layer
 
 Triple = tuple[float, float, float]
 

@@ -7,6 +7,7 @@ What the shapes say cannot be overruled, only refused: a wish that contradicts t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,11 +16,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from data.input_spec import IMAGENET_MEAN, IMAGENET_STD
 from data.plugins import PluginError
 from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard, numbered_classes
 from teacher_server.engine.weights import build_teacher_network, scaffold
 from teacher_server.importers.errors import ImportRefused
-from teacher_server.importers.layout import ACTION_HEAD, HEAD, PRETEXT_HEAD, Layout
+from teacher_server.importers.layout import ACTION_HEAD, HEAD, PRETEXT_HEAD, PROJECTOR, Layout
 from teacher_server.importers.layouts import choose_layout, rename, shortened
 from teacher_server.importers.source import Source
 from teacher_server.importers.wishes import Wishes
@@ -65,6 +67,7 @@ def make_plan(source: Source, wishes: Wishes, command: str = "") -> ImportPlan:
     found = _with_known_head(source.file, found, size)
     head = _choose_head(source.file, found, wishes)
     notes: list[str] = []
+    layout = _as_trained(layout, found, head, notes)
     classes = _classes(source.file, found, head, wishes, notes)
     card = _card(source, wishes, layout, head, size, classes, command)
     served = {name: tensor for name, tensor in found.items() if name.startswith(("backbone.", _HEADS[head]))}
@@ -125,6 +128,18 @@ def _choose_head(file: str, found: Mapping[str, Tensor], wishes: Wishes) -> Lite
     return "pretext" if head == "pretext" else "action"
 
 
+def _as_trained(layout: Layout, found: Mapping[str, Tensor], head: str, notes: list[str]) -> Layout:
+    """The layout with the habits of PCL's pretext training where there is the projector that only this has: other
+    ones than those of VCOP, VCP and all classifiers of the same names. Adds to `notes`."""
+    if not (layout.backward_residual and head == "pretext" and f"{PROJECTOR}.weight" in found):
+        return layout
+    notes.append(
+        "its projector shows PCL's pretext training: taken for frame differences with ImageNet's mean and std "
+        "(--modality, --mean and --std say otherwise)"
+    )
+    return dataclasses.replace(layout, modality="res", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
 def _classes(file: str, found: Mapping[str, Tensor], head: str, wishes: Wishes, notes: list[str]) -> tuple[str, ...]:
     """The user's names, or the pretext operations, or numbers for an action head. Adds to `notes`."""
     count = len(found[f"{_HEADS[head]}.weight"])
@@ -151,32 +166,42 @@ def _card(
 ) -> TeacherCard:
     clip_len = wishes.clip_len if wishes.clip_len is not None else layout.clip_len
     width = _plugin_width(wishes) if layout.kept else size / layout.full_features
-    try:
-        return TeacherCard(
-            arch=layout.arch,
-            arch_version=ARCH_VERSION,
-            width=wishes.width if wishes.width is not None else width,
-            head=head,
-            classes=classes,
-            clip_len=clip_len,
-            crop=wishes.crop if wishes.crop is not None else layout.crop,
-            modality=wishes.modality if wishes.modality is not None else layout.modality,
-            mean=wishes.mean if wishes.mean is not None else layout.mean,
-            std=wishes.std if wishes.std is not None else layout.std,
-            feature_size=size,
-            precision="bfloat16" if wishes.precision == "bfloat16" else "float32",
-            compile=wishes.compile,
-            provenance=Provenance(
+    return checked_card(
+        source.file,
+        {
+            "arch": layout.arch,
+            "arch_version": ARCH_VERSION,
+            "width": wishes.width if wishes.width is not None else width,
+            "head": head,
+            "classes": classes,
+            "clip_len": clip_len,
+            "crop": wishes.crop if wishes.crop is not None else layout.crop,
+            "resize": wishes.resize,
+            "modality": wishes.modality if wishes.modality is not None else layout.modality,
+            "mean": wishes.mean if wishes.mean is not None else layout.mean,
+            "std": wishes.std if wishes.std is not None else layout.std,
+            "feature_size": size,
+            "precision": "bfloat16" if wishes.precision == "bfloat16" else "float32",
+            "compile": wishes.compile,
+            "chunk_items": wishes.chunk_items,
+            "provenance": Provenance(
                 command=command,
                 source_file=source.file,
                 source_sha256=source.sha256,
                 mapping=f"{layout.name}/{layout.arch}",
             ),
-        )
+        },
+    )
+
+
+def checked_card(file: str, fields: Mapping[str, object]) -> TeacherCard:
+    """The card with these fields. file: that the weights come from. Raises ImportRefused for what no card can say."""
+    try:
+        return TeacherCard.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "card"
-        raise ImportRefused(source.file, f"{where}: {first['msg']}") from None
+        raise ImportRefused(file, f"{where}: {first['msg']}") from None
 
 
 def _fitted(file: str, served: Mapping[str, Tensor], card: TeacherCard, notes: list[str]) -> dict[str, Tensor]:

@@ -4,10 +4,10 @@ torchvision: `stem.*`, `layer1.*` to `layer4.*` and `fc.*`, an action head (Kine
 16 frames of 112x112 with a normalisation of their own. A student that is exported with these names keeps its pretext
 head and its projector under ours.
 
-PCL puts the same modules into a Sequential, `base_network.0` (the stem) to `base_network.4` (layer4), behind
-`module.` of DataParallel, and adds `linear` (or `fc`) and `projector`. It feeds pixels in [0, 1] without normalisation,
-and residual clips as in teacher_server.importers.vcop. Its pretext networks of two clips (`fc_seq`, `fc_speed`) have no
-head that a teacher serves, and are refused.
+PCL puts the same modules into a Sequential, `base_network.0` (the stem) to `base_network.4` (layer4), behind `module.`
+of DataParallel, and adds `linear` (or `fc`) and `projector`. What its networks are fed is said in
+teacher_server.importers.vcop. Its pretext networks of two clips (`fc_seq`, `fc_speed`) have no head that a teacher
+serves, and are refused.
 
 r3d_18 and mc3_18 have the same names: a kernel of layer2 tells them apart.
 """

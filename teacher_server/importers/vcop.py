@@ -2,7 +2,8 @@
 
 Their pretext networks put `base_network.` before the backbone's names and add `fc` (and PCL `projector`); their
 classifiers have neither prefix nor `fc` but `linear`. They feed pixels in [0, 1] without normalisation, 16 frames of
-112x112. Residual clips are `roll(x, 1) - x`: frame t-1 minus frame t, and frame 0 against the last one.
+112x112; PCL's pretext training feeds residual clips with ImageNet's normalisation. Residual clips are `roll(x, 1) - x`:
+frame t-1 minus frame t, and frame 0 against the last one.
 """
 
 from __future__ import annotations

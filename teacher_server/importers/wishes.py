@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from teacher_server.card import CHUNK_ITEMS
 from teacher_server.importers.layout import Triple
 from teacher_server.importers.layouts import AUTO
 
@@ -13,8 +14,8 @@ from teacher_server.importers.layouts import AUTO
 class Wishes:
     """What the user said; None and auto: from the tensors, or the layout's default.
 
-    classes: names in the order of the head's rows. precision: auto measures it on this machine. compile: as on a
-    card. allow_unused: go on although the network has no place for some tensors.
+    classes: names in the order of the head's rows. precision: auto measures it on this machine. resize, compile and
+    chunk_items: as on a card. allow_unused: go on although the network has no place for some tensors.
     """
 
     layout: str = AUTO
@@ -24,9 +25,11 @@ class Wishes:
     classes: tuple[str, ...] | None = None
     modality: Literal["rgb", "res"] | None = None
     crop: int | None = None
+    resize: bool = False
     clip_len: int | None = None
     mean: Triple | None = None
     std: Triple | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
+    chunk_items: int = CHUNK_ITEMS
     allow_unused: bool = False

@@ -219,6 +219,21 @@ def test_the_precision_of_a_run_is_measured_too_and_compiling_can_be_asked_for(
 
 
 @pytest.mark.usefixtures("finished_run")
+def test_how_a_run_is_served_can_be_chosen(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--name", "student", "--precision", "float32", "--resize", "--chunk-items")
+    assert run(monkeypatch, "run:mine", *flags, "0") == 2
+    assert "run:mine cannot be imported: chunk_items: Input should be greater than" in capsys.readouterr().err
+    assert run(monkeypatch, "run:mine", *flags, "2") == 0
+    assert "other sizes are resized" in capsys.readouterr().out
+    entry = TeacherLibrary(home / "home" / "teachers").entry(TeacherId("student", 1))
+    assert (entry.card.resize, entry.card.chunk_items) == (True, 2)
+    larger = np.zeros((3 * entry.card.views_per_item, entry.card.clip_len, 48, 40, 3), dtype=np.uint8)
+    assert len(FrozenTeacher.load(entry).answer(larger).logits) == 3
+
+
+@pytest.mark.usefixtures("finished_run")
 def test_head_and_class_names_of_a_run_can_be_chosen(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,6 +68,21 @@ def test_an_answer_does_not_depend_on_its_neighbours_or_its_place(teacher: Froze
     np.testing.assert_array_equal(together.features, np.concatenate([answer.features for answer in alone]))
 
 
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_an_answer_does_not_depend_on_its_row_in_the_head_s_matrix(library: TeacherLibrary, name: str) -> None:
+    """Some CPUs' matrix products give a row other bits at another place. A head that does so on every CPU stands in."""
+    teacher = FrozenTeacher.load(library.entry(TeacherId(name, 1)))
+    network = teacher._network
+    head = network.pretext_head or network.action_head
+    assert head is not None
+    head.register_forward_hook(lambda _head, _inputs, logits: logits + 0.01 * torch.arange(len(logits))[:, None])
+    teacher.self_test("the head of another CPU")
+    views = teacher.card.views_per_item
+    pixels = clips(4 * views)
+    answer = teacher.answer(np.roll(pixels, views, axis=0))
+    assert answer.equals(teacher.answer(pixels).take([3, 0, 1, 2]))
+
+
 def test_merged_questions_get_the_answers_that_they_would_get_alone(teacher: FrozenTeacher) -> None:
     questions = [clips(3 * items, seed=items) for items in (1, 5, 2, 4)]
     parts = [Part(question, 0, len(question) // 3) for question in questions]

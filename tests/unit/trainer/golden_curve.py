@@ -1,9 +1,10 @@
 """The golden curve: losses of 20 steps on a part of the built-in set, scratch and with a bundled teacher, one thread.
 
-The videos are drawn straight into a store: encoding and decoding them would take longer than the steps. To record the
-losses again, after a change that is meant to change training:
+The videos are drawn straight into a store: encoding and decoding them would take longer than the steps. The file holds
+a record for each machine (CPU model and torch version) that the curve was recorded on. To record this machine's, and
+with `afresh`, after a change that is meant to change training, to drop those of the others:
 
-    PYTHONPATH=. python tests/unit/trainer/golden_curve.py
+    PYTHONPATH=. python tests/unit/trainer/golden_curve.py [afresh]
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -77,8 +79,13 @@ def losses(home: Path, arm: str, **changes: Any) -> list[float]:
     return [float.fromhex(line["loss_bits"]) for line in read_metrics(run.metrics).steps]
 
 
+def records() -> list[dict[str, Any]]:
+    """All machines'; a record may lack an arm."""
+    return json.loads(FILE.read_bytes())  # type: ignore[no-any-return]
+
+
 def record() -> dict[str, Any]:
-    """What the file holds: the machine, and the losses of each arm as hexadecimal floats and to be read."""
+    """The machine, and the losses of each arm as hexadecimal floats and to be read."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PRECEPTOR_HOME"] = folder
         build_store(Path(folder) / "store")
@@ -92,5 +99,7 @@ def record() -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    FILE.write_text(json.dumps(record(), indent=1) + "\n")
-    print(f"recorded {FILE}")
+    new = record()
+    others = [] if "afresh" in sys.argv else [old for old in records() if old["machine"] != new["machine"]]
+    FILE.write_text(json.dumps([new, *others], indent=1) + "\n")
+    print(f"recorded {FILE}: {len(others)} other machines")

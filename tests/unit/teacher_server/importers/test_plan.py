@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.input_spec import IMAGENET_MEAN, IMAGENET_STD
 from data.prepare import prepare
 from teacher_server.card import PRETEXT_CLASSES
 from teacher_server.engine.teacher import FrozenTeacher
@@ -35,7 +36,8 @@ def source(tensors: dict[str, Tensor]) -> Source:
 @pytest.mark.parametrize("width", [0.125, 0.25, 0.3125])
 @pytest.mark.parametrize("arch", PAPER_ARCHITECTURES)
 def test_architecture_width_and_head_are_seen_from_the_tensors(foreign: ModuleType, arch: str, width: float) -> None:
-    plan = make_plan(source(foreign.vcop_tensors(foreign.random_network(arch, width=width))), Wishes(), "make it")
+    network = foreign.random_network(arch, width=width, projector=False)
+    plan = make_plan(source(foreign.vcop_tensors(network)), Wishes(), "make it")
     card = plan.card
     assert (card.arch, card.width, card.head, card.classes) == (arch, width, "pretext", PRETEXT_CLASSES)
     assert card.feature_size == scale_channels(512, width)
@@ -51,10 +53,32 @@ def test_architecture_width_and_head_are_seen_from_the_tensors(foreign: ModuleTy
     }
 
 
+@pytest.mark.parametrize("arch", ["c3d", "r3d", "r2plus1d", "r3d_18"])
+def test_a_projector_beside_a_pretext_head_means_the_input_of_pcl(foreign: ModuleType, arch: str) -> None:
+    """Its pretext training takes residual clips with ImageNet's normalisation unless told otherwise; a classifier,
+    and what was trained without PCL, does not."""
+    network = foreign.random_network(arch)
+    tensors = foreign.pcl_tensors(network) if arch == "r3d_18" else foreign.vcop_tensors(network)
+    tensors = {name.replace("pretext_head.linear", "fc"): tensor for name, tensor in tensors.items()}
+    plan = make_plan(source(tensors), Wishes())
+    assert (plan.card.head, plan.card.modality) == ("pretext", "res")
+    assert (plan.card.mean, plan.card.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert plan.notes[0].startswith("its projector shows PCL's pretext training: taken for frame differences")
+    assert torch.equal(plan.tensors[plan.layout.stem[1]], -network.state_dict()[plan.layout.stem[1]])
+
+    told = make_plan(source(tensors), Wishes(modality="rgb", mean=(0, 0, 0), std=(1, 1, 1))).card
+    assert (told.modality, told.mean, told.std) == ("rgb", (0, 0, 0), (1, 1, 1))
+    without = {name: tensor for name, tensor in tensors.items() if "projector" not in name}
+    plain = make_plan(source(without), Wishes()).card
+    assert (plain.modality, plain.mean, plain.std) == ("rgb", (0, 0, 0), (1, 1, 1))
+
+
 def test_what_the_user_says_of_the_input_stands_in_the_card(foreign: ModuleType) -> None:
-    wishes = Wishes(modality="res", crop=48, clip_len=12, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    wishes = Wishes(
+        modality="res", crop=48, resize=True, clip_len=12, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), chunk_items=3
+    )
     card = make_plan(source(foreign.random_network("c3d").state_dict()), wishes).card
-    assert (card.modality, card.crop, card.clip_len) == ("res", 48, 12)
+    assert (card.modality, card.crop, card.resize, card.clip_len, card.chunk_items) == ("res", 48, True, 12, 3)
     assert (card.mean, card.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
@@ -70,7 +94,7 @@ def test_projector_and_the_other_head_are_dropped_and_listed(foreign: ModuleType
 
 @pytest.mark.parametrize("arch", PAPER_ARCHITECTURES)
 def test_an_imported_network_computes_what_the_native_one_does(foreign: ModuleType, tmp_path: Path, arch: str) -> None:
-    network = foreign.random_network(arch)
+    network = foreign.random_network(arch, projector=False)
     library = TeacherLibrary(tmp_path / "teachers")
     teacher = install(make_plan(source(foreign.vcop_tensors(network)), Wishes(**SMALL)), "mine", library)
     frozen = FrozenTeacher.load(library.entry(teacher))
@@ -85,7 +109,7 @@ def test_an_imported_network_computes_what_the_native_one_does(foreign: ModuleTy
 def test_a_vcop_checkpoint_and_its_native_twin_answer_with_the_same_bytes(
     foreign: ModuleType, tmp_path: Path, arch: str
 ) -> None:
-    network = foreign.random_network(arch)
+    network = foreign.random_network(arch, projector=False)
     library = TeacherLibrary(tmp_path / "teachers")
     native = Wishes(mean=(0, 0, 0), std=(1, 1, 1), modality="rgb", **SMALL)
     twins = [
@@ -98,7 +122,7 @@ def test_a_vcop_checkpoint_and_its_native_twin_answer_with_the_same_bytes(
 
 def test_residual_clips_of_vcop_count_backwards(foreign: ModuleType) -> None:
     """Their first convolution on x[t-1] - x[t] gives what ours gives on x[t] - x[t-1]."""
-    theirs = foreign.vcop_tensors(foreign.random_network("r3d"))
+    theirs = foreign.vcop_tensors(foreign.random_network("r3d", projector=False))
     plan = make_plan(source(theirs), Wishes(modality="res", **SMALL))
     assert plan.notes == ("the first convolution's sign is turned: that code takes frame t-1 minus frame t",)
     clip = torch.rand(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
