@@ -1,12 +1,10 @@
-"""Training does today what it did when golden_curve.json was recorded; golden_curve.py says how to record it again.
-
-On a machine that it was recorded on every bit of every loss is compared. Another CPU rounds otherwise, and training
-takes a rounding and multiplies it: between an AMD EPYC and an Intel Xeon the first three losses differed by less than
-1e-6, later ones by .007 of 2.6 from scratch and by .3 of 12.5 with the teacher. So there the first three are compared
-sharply, which the data, the networks, the losses and two updates decide, and the others only for being near.
-"""
+"""Training does today what it did when golden_curve.json was recorded; golden_curve.py says how to record it again."""
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import pytest
 from trainer.fingerprint import this_machine
 
 SCRIPT = Path(__file__).with_name("golden_curve.py")
-SHARP = 3
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +22,11 @@ def golden():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def recorded(golden):
+    return json.loads(golden.FILE.read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -39,35 +41,40 @@ def home(golden, tmp_path_factory):
 
 
 @pytest.mark.parametrize("arm", ["scratch", "kd"])
-def test_twenty_steps_have_the_recorded_losses(golden, home, arm):
-    """To the last bit on a recorded machine; on another the first three within 1e-5 and all within 5 %."""
-    records = [record for record in golden.records() if arm in record["losses"]]
-    own = [record for record in records if record["machine"] == asdict(this_machine())]
-    expected = _losses((own or records)[0], arm)
+def test_twenty_steps_have_the_recorded_losses(golden, recorded, home, arm):
+    """To the last bit on the CPU model and torch version that they were recorded with, within 1e-4 elsewhere."""
+    expected = [float.fromhex(loss) for loss in recorded["losses"][arm]]
     got = golden.losses(home, arm)
     assert len(expected) == golden.STEPS
-    if own:
-        assert got == expected
+    if recorded["machine"] == asdict(this_machine()):
+        assert [loss.hex() for loss in got] == recorded["losses"][arm]
     else:
-        assert got[:SHARP] == pytest.approx(expected[:SHARP], rel=1e-5)
-        assert got == pytest.approx(expected, rel=0.05)
+        assert got == pytest.approx(expected, abs=1e-4)
 
 
-def test_recorded_machines_agree_as_far_as_others_are_asked_to(golden):
-    """The tolerances above hold between an AMD and an Intel CPU, whose bits differ."""
-    one, other = (_losses(record, "scratch") for record in golden.records())
-    assert one != other
-    assert other[:SHARP] == pytest.approx(one[:SHARP], rel=1e-5)
-    assert other == pytest.approx(one, rel=0.05)
+def test_an_older_cpu_s_kernels_give_the_recorded_losses_within_the_tolerance(golden, recorded, home):
+    """What runs on a machine without AVX-512, as far as this one can show it; in a process of its own, because the
+    libraries choose their kernels once."""
+    older = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+    environment = {
+        **os.environ,
+        **older,
+        "PRECEPTOR_HOME": str(home / "older"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    golden.build_store(home / "older" / "store")
+    command = [sys.executable, str(SCRIPT), "scratch"]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    expected = [float.fromhex(loss) for loss in recorded["losses"]["scratch"]]
+    assert [float.fromhex(loss) for loss in done.stdout.split()] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_small_change_of_the_training_shows(golden, home):
-    """The first loss is taken before the first update, the ones after it are not what was recorded, on any machine."""
-    expected = _losses(golden.records()[0], "scratch")[:SHARP]
-    got = golden.losses(home, "scratch", max_steps=SHARP, weight_decay=10 * golden.CONFIG.weight_decay)
-    assert got[0] == pytest.approx(expected[0], rel=1e-5)
-    assert got[1:] != pytest.approx(expected[1:], rel=1e-5)
-
-
-def _losses(record, arm):
-    return [float.fromhex(loss) for loss in record["losses"][arm]]
+def test_small_changes_of_the_training_show(golden, home):
+    """In the last bits as soon as weights were updated; a tenth more learning rate by more than the tolerance too."""
+    plain = golden.losses(home, "scratch")
+    decayed = golden.losses(home, "scratch", max_steps=3, weight_decay=2 * golden.CONFIG.weight_decay)
+    assert decayed[0] == plain[0]
+    assert decayed[1:] != plain[1:3]
+    faster = golden.losses(home, "scratch", lr=1.1 * golden.CONFIG.lr)
+    assert faster[0] == plain[0]
+    assert faster != pytest.approx(plain, abs=5e-4)
