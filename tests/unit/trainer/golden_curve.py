@@ -74,8 +74,7 @@ def build_store(path: Path) -> None:
 def losses(home: Path, arm: str, **changes: Any) -> list[float]:
     """Of every step, to the last bit. home: PRECEPTOR_HOME, with the store. changes: of the settings."""
     config = dataclasses.replace(CONFIG, teacher=ARMS[arm], store=str(home / "store"), **changes)
-    plan, run = make_plan(config), RunFolder(home / "runs" / f"{arm}-{config.identity()}")
-    run.path.mkdir(parents=True)
+    plan, run = make_plan(config), RunFolder(Path(tempfile.mkdtemp(prefix=f"{arm}-", dir=home)))
     teacher = SignalMaker(plan, run.run_id, "pixels", None).make()
     try:
         Trainer(plan, run, collective=Collective(), teacher=teacher, should_stop=lambda: False).run()
