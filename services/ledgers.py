@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from teacher_server.ledger.verify import LedgerCheck
 
 EQUAL, DIFFERENT = 0, 1
+_ANOTHER_CPU = 1e-3  # in raw logits and features: roundings, and no other weights
 _SHOWN = 20
 
 
@@ -80,6 +81,11 @@ def report_lines(check: LedgerCheck) -> list[str]:
         [f"not asked item {item.digest}, row {item.row} of {item.segment}: {item.reason}" for item in stale]
     )
     lines += [f"damaged   {problem}" for problem in check.problems]
+    if differing and all(item.max_difference < _ANOTHER_CPU for item in differing):  # not so for NaN
+        lines.append(
+            "so little is what another CPU model, or another version of torch, makes of the same weights: verify it on "
+            "a machine like the one that recorded it"
+        )
     lines.append(
         f"{check.num_items} items, {len(check.checks)} sampled with seed {check.seed}: {len(asked) - len(differing)} "
         f"bit-equal, {len(differing)} differ, {len(stale)} not asked; damaged segments: {len(check.problems)}"

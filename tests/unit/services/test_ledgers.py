@@ -132,3 +132,10 @@ def test_the_report_names_the_worst_item_first_and_shortens_long_lists():
         "damaged   segment x is damaged",
         "50 items, 32 sampled with seed 3: 1 bit-equal, 31 differ, 0 not asked; damaged segments: 1",
     ]
+
+
+@pytest.mark.parametrize(("worst", "hinted"), [(2e-6, True), (0.01, False), (float("nan"), False)])
+def test_small_differences_are_said_to_come_from_another_machine(worst, hinted):
+    items = tuple(ItemCheck(f"{i:032x}", "s.arrow", i, difference, False) for i, difference in enumerate((1e-7, worst)))
+    lines = report_lines(LedgerCheck(HEADER, 3, 50, items, ()))
+    assert any("another CPU model" in line for line in lines) == hinted
