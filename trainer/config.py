@@ -116,6 +116,8 @@ class RunConfig:
 
     contrast: bool = True
     """The contrastive term is on."""
+    projector: bool = True
+    """It compares what a projector (two layers, 128 numbers) makes of the features; off, the features themselves."""
     alpha: float = 0.5
     """Weight of the contrastive term [alpha]."""
     contrast_temperature: float = 0.07
@@ -131,9 +133,9 @@ class RunConfig:
     """Weight of the distillation term [lambda]."""
     kd_schedule: Literal["constant", "linear"] = "constant"
     """constant: the weight stays. linear: it falls to 0 over the whole run, step by step."""
-    kd_target: Literal["teacher", "shuffled", "smoothed"] = "teacher"
+    kd_target: Literal["teacher", "shuffled", "smoothed", "smoothed_mean"] = "teacher"
     """What the student follows. Controls: shuffled, the answers of other tuples of the batch with the same pretext
-    label; smoothed, label smoothing of the answer's entropy."""
+    label; smoothed, label smoothing of the answer's entropy; smoothed_mean, of the batch's mean entropy."""
     temperature: float = 4.0
     """Temperature of the distillation [tau]."""
     teacher_head: Literal["auto", "pretext", "action"] = "auto"

@@ -34,19 +34,20 @@ def write_result(
 
     Raises Stopped when should_stop says so in between; then there is no result.
     """
-    train_rows, val_rows, test_rows, left_out = split_rows(store, plan.config)
+    config = plan.config
+    train_rows, val_rows, test_rows, left_out = split_rows(store, config)
     num_epochs = sampler.epoch_of(num_steps - 1) + 1
     num_videos = {"train": len(train_rows), "validation": len(val_rows), "test": len(test_rows), "left_out": left_out}
     result = {
-        **summary(state, plan.config, run_id=run.run_id, num_steps=num_steps, num_epochs=num_epochs),
+        **summary(state, config, run_id=run.run_id, num_steps=num_steps, num_epochs=num_epochs),
         "stopped_early": num_steps < sampler.total_steps,
         "store_fingerprint": store.fingerprint,
         "num_videos": num_videos,
     }
-    if plan.config.evaluate:
-        # Action labels belong to another task than the run's: all of the training list counts, as in `preceptor eval`.
-        whole = store.subset(plan.config.train_subset)
-        evaluation = _evaluate(plan.config, store, state, whole, test_rows, should_stop)
+    if config.evaluate:
+        # Action labels belong to another task than the run's: all of both lists counts, as in `preceptor eval`.
+        lists = store.subset(config.train_subset), store.subset(config.test_subset)
+        evaluation = _evaluate(config, store, state, *lists, should_stop)
         result["evaluation"] = evaluation.to_json()
         for name in EVALUATION_FIGURES:
             result[name] = getattr(evaluation, name)

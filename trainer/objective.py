@@ -31,6 +31,7 @@ from trainer.losses import (
     contrast_in_batch,
     contrast_with_bank,
     distill_loss,
+    entropies,
     hint_loss,
     pretext_loss,
     shuffled_rows,
@@ -89,7 +90,7 @@ class Objective(nn.Module):
         if config.contrast and config.contrast_mode == "memory_bank":
             self.bank = MemoryBank(
                 num_train,
-                PROJECTION_SIZE,
+                PROJECTION_SIZE if config.projector else student_features,
                 num_negatives=config.bank_negatives,
                 momentum=config.bank_momentum,
                 seed=config.view_seed,
@@ -119,8 +120,8 @@ class Objective(nn.Module):
         """
         config = self._config
         terms = [Term("pretext", pretext_loss(output.pretext_logits, batch.pretext_labels))]
-        if config.contrast and output.z1 is not None and output.z2 is not None:
-            terms.append(self._contrast(output.z1, output.z2, batch, collective))
+        if config.contrast:
+            terms.append(self._contrast(*_compared(output), batch, collective))
         if batch.teacher_logits is not None:
             target = self._target(batch.teacher_logits, batch, collective)
             distill = distill_loss(self.student_logits(output), target, config.temperature, batch.teacher_mask)
@@ -138,13 +139,14 @@ class Objective(nn.Module):
     @torch.no_grad()
     def after_step(self, output: TupleOutput, batch: StudentBatch, collective: Collective) -> None:
         """Updates the memory bank with the features of the step, of all workers. All of them must call it."""
-        if self.bank is None or output.z1 is None or output.z2 is None:
+        if self.bank is None:
             return
+        z1, z2 = _compared(output)
         positions_B1 = _positions(batch).unsqueeze(1)
         self.bank.update(
             collective.gather_rows(positions_B1).squeeze(1),
-            collective.gather_rows(output.z1),
-            collective.gather_rows(output.z2),
+            collective.gather_rows(z1),
+            collective.gather_rows(z2),
         )
 
     def _contrast(self, z1: Tensor, z2: Tensor, batch: StudentBatch, collective: Collective) -> Term:
@@ -163,6 +165,9 @@ class Objective(nn.Module):
         """[B,K] what the student follows: the teacher's softened logits, or a control made of them."""
         if self._config.kd_target == "smoothed":
             return smoothed_logits(softened_BK, batch.pretext_labels)
+        if self._config.kd_target == "smoothed_mean":
+            entropy_B = _mean_entropy(softened_BK, batch, collective).expand(len(softened_BK))
+            return smoothed_logits(softened_BK, batch.pretext_labels, entropy_B)
         if self._config.kd_target == "shuffled":
             return self._shuffled(softened_BK, batch, collective)
         return softened_BK
@@ -183,6 +188,22 @@ class Objective(nn.Module):
             got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise PluginError("losses", self._config.extra_loss, f"returned {got}, expected a tensor with one number")
         return value
+
+
+def _compared(output: TupleOutput) -> tuple[Tensor, Tensor]:
+    """[B,D] twice, rows of length 1: what the contrast compares, of the first and the third clip. Without a projector
+    the features themselves."""
+    if output.z1 is None or output.z2 is None:
+        return F.normalize(output.features[0], dim=1), F.normalize(output.features[2], dim=1)
+    return output.z1, output.z2
+
+
+def _mean_entropy(softened_BK: Tensor, batch: StudentBatch, collective: Collective) -> Tensor:
+    """[] float64, of the answered tuples of the global batch; without any, 0."""
+    entropy_G2 = collective.gather_rows(torch.stack([entropies(softened_BK), batch.answered().double()], dim=1))
+    entropy_G, answered_G = entropy_G2.unbind(dim=1)
+    answered = answered_G > 0
+    return entropy_G[answered].mean() if answered.any() else entropy_G.new_zeros(())
 
 
 def _supervised(output: TupleOutput, batch: StudentBatch) -> Tensor:

@@ -30,8 +30,9 @@ def new_state(
     names of plug-ins among the settings. Raises ConfigError, PluginError.
     """
     action_classes = student_action_classes(config, teacher, classes)
+    projector = config.contrast and config.projector
     network = VideoNetwork(
-        config.student, config.width, action_classes=action_classes, projector=config.contrast, trusted=trusted
+        config.student, config.width, action_classes=action_classes, projector=projector, trusted=trusted
     ).train()
     network.to(device)
     to_channels_last(network)

@@ -1,8 +1,9 @@
 """Other things that a student can follow in place of its teacher's answers: controls that tell knowledge from
 regularisation.
 
-    shuffled    the answers of other tuples with the same pretext label: right on the label, wrong on the tuple
-    smoothed    label smoothing with the answer's entropy: as soft as the answer, and nothing of the teacher in it
+    shuffled       the answers of other tuples with the same pretext label: right on the label, wrong on the tuple
+    smoothed       label smoothing with each answer's own entropy: of the teacher only how sure it is of each tuple
+    smoothed_mean  label smoothing with the batch's mean entropy: of the teacher only how sure it is on the whole
 
 Axis letters: G tuples of the global batch, B of any, K classes.
 """
@@ -41,14 +42,21 @@ def shuffled_rows(
     return rows
 
 
-def smoothed_logits(softened_BK: Tensor, labels_B: Tensor) -> Tensor:
+def entropies(softened_BK: Tensor) -> Tensor:
+    """float64 [B], of softmax(softened), in nats, from 0 to log K."""
+    log_p = F.log_softmax(softened_BK.double(), dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1)
+
+
+def smoothed_logits(softened_BK: Tensor, labels_B: Tensor, entropy_B: Tensor | None = None) -> Tensor:
     """[B,K] softened logits of label smoothing: the label's class has 1-eps, the others share eps evenly.
 
-    eps is solved for by bisection in each row, so that the distribution has the entropy of softmax(softened); it grows
-    with eps from 0 to log K at eps = (K-1)/K. Rows that are not finite give some finite row.
+    eps is solved for by bisection in each row, so that the distribution has the entropy of softmax(softened), or the
+    one given in nats; it grows with eps from 0 to log K at eps = (K-1)/K. An entropy that is not finite gives some
+    finite row.
     """
-    log_p = F.log_softmax(softened_BK.double(), dim=1)
-    entropy_B = -(log_p.exp() * log_p).sum(dim=1)
+    if entropy_B is None:
+        entropy_B = entropies(softened_BK)
     others = softened_BK.shape[1] - 1
     low_B = torch.zeros_like(entropy_B)
     high_B = torch.full_like(entropy_B, others / (others + 1))

@@ -37,6 +37,9 @@ CASES = {
     "hint": (3, 2),
     "shuffled": (2, 3),
     "smoothed": (2, 3),
+    "smoothed_mean": (2, 3),
+    "no projector": (2, 3),
+    "bank of features": (2, 3),
     "supervised": (3, 2),
 }
 BANK = dataclasses.replace(CONFIG, contrast_mode="memory_bank", bank_negatives=4)
@@ -45,6 +48,9 @@ CONFIGS = {  # of the cases that turn something on
     "hint": dataclasses.replace(BANK, hint_weight=0.7),
     "shuffled": dataclasses.replace(CONFIG, kd_target="shuffled"),
     "smoothed": dataclasses.replace(CONFIG, kd_target="smoothed"),
+    "smoothed_mean": dataclasses.replace(CONFIG, kd_target="smoothed_mean"),
+    "no projector": dataclasses.replace(CONFIG, projector=False),
+    "bank of features": dataclasses.replace(BANK, projector=False),
     "supervised": dataclasses.replace(CONFIG, ce_weight=0.3),
 }
 NUM_TRAIN, FEATURES, ACTIONS = 9, 6, 3
@@ -54,14 +60,15 @@ ANSWERED = {  # the tuples with an answer; cases that are not named have all of 
     "nobody": (False, False, False, False),
     "hint": (True, False, True, True, True),
     "shuffled": (True, True, True, False, True),
+    "smoothed_mean": (True, False, True, True, False),
 }
 TERMS = ("loss", "pretext", "contrast", "distill", "pretext_acc", "agreement", "kd_skipped", "kl", "cka", "hint", "ce")
 
 
-def network() -> VideoNetwork:
+def network(*, projector: bool = True) -> VideoNetwork:
     """float64, and batch-norm with fixed statistics: no tuple depends on its neighbours, and rounding hides nothing."""
     torch.manual_seed(0)
-    made = VideoNetwork("r3d", 0.125, action_classes=ACTIONS).double().train()
+    made = VideoNetwork("r3d", 0.125, action_classes=ACTIONS, projector=projector).double().train()
     for module in made.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eval()
@@ -108,7 +115,7 @@ def share(batch: StudentBatch, start: int, stop: int) -> StudentBatch:
 def step(case: str, batch: StudentBatch, collective: Collective) -> dict[str, Tensor]:
     """One training step: the gradients, the weights and the objective's state after it, and the figures."""
     config = CONFIGS.get(case, CONFIG)
-    student = network()
+    student = network(projector=config.projector)
     objective = Objective(
         config,
         student_features=student.feature_size,

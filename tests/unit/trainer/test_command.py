@@ -199,6 +199,15 @@ def test_a_run_without_teacher_leaves_result_report_and_curves(home, store, caps
     assert results[0]["pretext_acc"] == results[1]["pretext_acc"]
 
 
+def test_test_videos_too_short_for_a_tuple_take_part_in_retrieval_and_probe(home, store, capsys):
+    argv = ("--teacher", "none", "--store", str(store.path), "--test-subset", "test02", "--max-steps", "1")
+    assert run_main(capsys, *argv)[0] == 0
+    (run,) = (home / "runs").iterdir()
+    found = json.loads((run / "result.json").read_bytes())["evaluation"]
+    assert (found["pretext_videos"], found["pretext_left_out"]) == (8, 1)
+    assert (found["test_videos"], found["test_left_out"]) == (9, 0)
+
+
 def test_a_run_under_an_in_process_teacher_names_it_with_its_digest(home, store, capsys):
     code, out, err = run_main(
         capsys, "--teacher", "alpha", "--teacher-transport", "in_process", "--store", str(store.path), "--no-evaluate"

@@ -16,6 +16,7 @@ from trainer.losses import (
     Term,
     contrast_in_batch,
     distill_loss,
+    entropies,
     hint_loss,
     linear_cka,
     pretext_loss,
@@ -313,6 +314,14 @@ def test_smoothing_has_the_entropy_of_the_answer_and_the_form_of_label_smoothing
 
 def entropy(p: list[float]) -> float:
     return -sum(value * math.log(value) for value in p if value > 0)
+
+
+@pytest.mark.parametrize("entropy", [0.0, 0.3, 1.0, math.log(5)])
+def test_smoothing_with_an_entropy_of_its_own_has_that_one_in_every_row(entropy: float) -> None:
+    junk = torch.tensor([[9.0, -3.0, 0.0, 1.0, 2.0], [float("nan")] * 5])
+    got = smoothed_logits(junk, torch.tensor([1, 4]), torch.full((2,), entropy, dtype=torch.float64)).double()
+    assert entropies(got).tolist() == pytest.approx([entropy] * 2, abs=1e-6)
+    assert got.argmax(dim=1).tolist() == [1, 4] or entropy == math.log(5)
 
 
 def test_smoothing_at_a_written_out_point() -> None:

@@ -19,7 +19,14 @@ from trainer.bank import draw_others
 from trainer.batch import StudentBatch
 from trainer.checkpoint import TrainingState
 from trainer.collective import Collective
-from trainer.losses import contrast_with_bank, distill_loss, hint_loss, shuffled_rows, smoothed_logits
+from trainer.losses import (
+    contrast_in_batch,
+    contrast_with_bank,
+    distill_loss,
+    hint_loss,
+    shuffled_rows,
+    smoothed_logits,
+)
 from trainer.objective import Objective, lambda_at, load_extra_loss
 from trainer.report_data import read_metrics
 from trainer.step import train_step
@@ -150,7 +157,7 @@ def test_the_supervised_term_is_the_cross_entropy_of_the_action_head(kd, network
         terms_of(kd, network, dataclasses.replace(batch, action_labels=None))
 
 
-@pytest.mark.parametrize("target", ["shuffled", "smoothed"])
+@pytest.mark.parametrize("target", ["shuffled", "smoothed", "smoothed_mean"])
 def test_a_control_changes_what_is_followed_and_not_what_is_compared(kd, network, target):
     batch = batch_of_four()
     control = dataclasses.replace(kd, kd_target=target)
@@ -159,8 +166,14 @@ def test_a_control_changes_what_is_followed_and_not_what_is_compared(kd, network
         answered = np.ones(4, dtype=bool)
         rows = shuffled_rows(batch.pretext_labels.numpy(), answered, view_seed=kd.view_seed, step=5)
         followed = batch.teacher_logits[torch.from_numpy(rows)]
-    else:
+    elif target == "smoothed":
         followed = smoothed_logits(batch.teacher_logits, batch.pretext_labels)
+    else:
+        rows = torch.softmax(batch.teacher_logits.double(), dim=1).tolist()
+        mean = sum(-sum(p * math.log(p) for p in row) for row in rows) / len(rows)
+        followed = smoothed_logits(batch.teacher_logits, batch.pretext_labels, torch.full((4,), mean))
+        of_label = torch.softmax(followed, dim=1)[torch.arange(4), batch.pretext_labels]
+        assert of_label.tolist() == pytest.approx([of_label[0].item()] * 4)  # nothing of a tuple's own answer
     expected = distill_loss(output.pretext_logits, followed, kd.temperature)
     assert terms.value("distill").item() == pytest.approx(expected.item(), rel=1e-6)
     plain = distill_loss(output.pretext_logits, batch.teacher_logits, kd.temperature).item() / kd.temperature**2
@@ -245,6 +258,38 @@ def test_the_loss_that_the_documentation_shows_is_the_negative_entropy(kd, netwo
     p = torch.softmax(output.pretext_logits.detach(), dim=1)
     expected = sum(float(value * value.log()) for row in p for value in row) / 4
     assert terms.value("extra").item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["in_batch", "memory_bank"])
+def test_without_a_projector_the_features_are_compared(kd, mode):
+    kd = dataclasses.replace(kd, contrast_mode=mode, projector=False, bank_negatives=3, bank_momentum=0.25)
+    torch.manual_seed(0)
+    network = VideoNetwork("r3d", 0.125, projector=False).train()
+    batch = batch_of_four()
+    output, terms = terms_of(kd, network, batch)
+    z1, z2 = (F.normalize(output.features[i], dim=1) for i in (0, 2))
+    objective = make(kd, network)
+    if mode == "in_batch":
+        expected = contrast_in_batch(z1, z2, kd.contrast_temperature)
+    else:
+        assert objective.bank.first_ND.shape == (NUM_TRAIN, network.feature_size)
+        rows = objective.bank.rows(batch.step, batch.positions)
+        old = objective.bank.first_ND.clone()
+        expected = contrast_with_bank(z1, z2, old[rows], objective.bank.third_ND[rows], kd.contrast_temperature)
+        objective.after_step(output, batch, Collective())
+        moved = F.normalize(0.25 * old[batch.positions] + 0.75 * z1.detach(), dim=1)
+        torch.testing.assert_close(objective.bank.first_ND[batch.positions], moved)
+    assert terms.value("contrast").item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["in_batch", "memory_bank"])
+def test_a_run_without_a_projector_has_none(bench, config, mode):
+    config = dataclasses.replace(config, projector=False, contrast_mode=mode, max_steps=2)
+    run = bench.folder("run")
+    outcome, trainer = bench.attempt(config, run)
+    assert outcome.status == "finished"
+    assert trainer.state.network.projector is None
+    assert all(line["contrast"] > 0 for line in read_metrics(run.metrics).steps)
 
 
 EVERYTHING = {
