@@ -3,7 +3,7 @@
 | control | what is left | if it gains as much as the teacher |
 | --- | --- | --- |
 | untrained | answers of random weights | any fixed target would have done |
-| label smoothing | the entropy of the teacher's answers | softness would have done |
+| label smoothing | the entropy of each of the teacher's answers | softness would have done |
 | shuffled | the answers, given to other tuples of the same label | knowing the label would have done |
 | same architecture | a teacher of the student's own kind | the other architecture does not matter |
 | contrast off | the arm without its contrastive term | that term does not matter under distillation |

@@ -116,7 +116,9 @@ def cost_table(findings: Findings, fraction: float) -> Table:
             "Seconds of compute, mean over the seeds; each account has all of the one before. A replayed answer is "
             "charged as if it had been asked for. A teacher's training is spread over the cells that it taught. The "
             "fourth column gives the three accounts up to milestone 1.0, with the teacher's training due whole, over "
-            "the seeds that came there (k of n where not all did).",
+            "the seeds that came there (k of n where not all did). Where teachers compute on the students' own cores, "
+            "as on a machine without GPUs, they slow the students' steps as well: answers asked live are then in the "
+            "student's account in part, and charged again in the second.",
         ),
     )
 
