@@ -7,8 +7,9 @@ A run is a flow. It has a virtual time, which advances by clips / weight as its 
 least goes first, and within a flow the oldest request (start-time fair queueing, Goyal, Vin and Cheng 1996). The
 system's virtual time is the largest at which an item was taken so far.
 
-- A flow that comes back after a pause starts at max(its own virtual time, the system's - credit / weight): a light
-  run's whole question goes first beside a greedy one, and what anybody can save up is bounded by the credit.
+- A flow that comes back after a pause starts at max(its own virtual time, the system's - credit): the question of a run
+  that asks little goes first beside a greedy one of its weight, and what anybody can save up is bounded by the credit,
+  in clips over weight. (Counted in clips alone, the smaller a run's weight the earlier it would go.)
 - A pass holds items of one key: the key of the oldest loaded request of the flow that goes first. It is filled with
   requests of that key from all flows in fair order, the last one as far as it fits. They are paid for, so every other
   key gets its turn.
@@ -26,7 +27,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-CREDIT_CLIPS = 192  # four training questions of 16 tuples
+CREDIT_CLIPS = 192  # of a run of weight 1: four training questions of 16 tuples
 LOADED_PASSES = 2
 MAX_IDLE_FLOWS = 1024
 MIN_WEIGHT = 0.1  # a lower one counts as this: what a pass has room for takes no run's virtual time far off
@@ -86,10 +87,10 @@ class _Flow(Generic[Req]):
         return self.held_clips / self.weight
 
     def reweigh(self, weight: float, now: float) -> None:
-        """Another weight, the same debt or credit in clips at the system's virtual time `now`."""
-        if weight != self.weight:
+        """Another weight, the same debt in clips at the system's virtual time `now`; a credit stays one of time."""
+        if self.virtual_time > now:
             self.virtual_time = now + (self.virtual_time - now) * self.weight / weight
-            self.weight = weight
+        self.weight = weight
 
     def first_loaded(self, key: Hashable) -> Req | None:
         return next((request for request in self.loaded if request.key == key), None)
@@ -148,7 +149,7 @@ class FairQueue(Generic[Req]):
         self._flows[request.run] = flow
         flow.reweigh(_weight(request), self._virtual_time)
         if next(flow.untaken(), None) is None:
-            flow.virtual_time = max(flow.virtual_time, self._floor(flow))
+            flow.virtual_time = max(flow.virtual_time, self._floor)
         self._arrivals += 1
         request.order = self._arrivals
         flow.waiting[request] = None
@@ -265,15 +266,16 @@ class FairQueue(Generic[Req]):
         if self._ahead_items[request.key] == 0:
             del self._ahead_items[request.key]
 
-    def _floor(self, flow: _Flow[Req]) -> float:
+    @property
+    def _floor(self) -> float:
         """Where a flow starts that was never seen or not for long."""
-        return self._virtual_time - self._credit_clips / flow.weight
+        return self._virtual_time - self._credit_clips
 
     def _forget_idle(self) -> None:
         """Idle flows whose virtual time no longer matters, and the longest idle ones when there are too many."""
         while self._idle:
             name, flow = next(iter(self._idle.items()))
-            if flow.virtual_time > self._floor(flow) and len(self._idle) <= MAX_IDLE_FLOWS:
+            if flow.virtual_time > self._floor and len(self._idle) <= MAX_IDLE_FLOWS:
                 return
             del self._idle[name]
 

@@ -91,10 +91,34 @@ def test_a_run_of_three_times_the_weight_gets_three_times_as_much() -> None:
     for _ in range(200):
         ask(queue, "one", 8, weight=1.0)
         ask(queue, "three", 8, weight=3.0)
-    for _ in range(20):
-        next_pass(queue)  # both begin with a credit of as many clips, which is worth more to the lighter one
     shares = items_by_run(next_pass(queue) for _ in range(100))
     assert shares["three"] / shares["one"] == pytest.approx(3.0, abs=0.02)
+
+
+@pytest.mark.parametrize("light_asks_first", [True, False])
+def test_of_two_new_runs_the_one_of_less_weight_does_not_go_first(light_asks_first: bool) -> None:
+    queue: Queue = FairQueue()
+    ask(queue, "busy", 400)
+    for _ in range(20):
+        next_pass(queue)
+    for run, weight in (("light", 0.1), ("heavy", 10.0))[:: 1 if light_asks_first else -1]:
+        ask(queue, run, 100, weight=weight)
+    shares = items_by_run(next_pass(queue) for _ in range(6))
+    assert shares["heavy"] >= 5 * PASS_ITEMS
+
+
+def test_a_big_question_of_a_quarters_weight_delays_two_students_hardly() -> None:
+    """As a gate before a promotion asks: once, much, and after a pause."""
+    queue: Queue = FairQueue()
+    for _ in range(10):
+        for run in "ab":
+            ask(queue, run, 16)
+        next_pass(queue)
+    for run in "ab":
+        ask(queue, run, 400)
+    ask(queue, "gate", 400, weight=0.25)
+    shares = items_by_run(next_pass(queue) for _ in range(17))
+    assert shares["gate"] * CLIPS <= CREDIT_CLIPS * 0.25 + (shares["a"] + shares["b"]) * CLIPS / 8 + PASS_ITEMS * CLIPS
 
 
 def passes_for_a_question(queue: Queue, run: str) -> int:
