@@ -46,7 +46,7 @@ class Status(BaseModel):
 
 
 def always_ready() -> frozenset[TeacherId]:
-    """`check_teachers` where the client needs no service, as the in-process one."""
+    """`check_teachers` where the client needs no service, as the in-process one: it loads what it is asked for."""
     return frozenset()
 
 

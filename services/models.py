@@ -56,36 +56,27 @@ class Models:
         return ModelInfo(name=entry.teacher.name, versions=versions, platform=PLATFORM, inputs=inputs, outputs=outputs)
 
     def check_ready(self, teacher: str, loaded: frozenset[TeacherId]) -> None:
-        """Raises NotLoaded for a version that no alias points to and no replica has loaded, and as `metadata`."""
+        """Raises NotLoaded for a version that is not among those that replicas have loaded, and as `metadata`."""
         entry = self._directory.resolve(teacher)
-        if not self._is_ready(entry.teacher, self._alias(entry.teacher.name), loaded):
+        if entry.teacher not in loaded:
             raise NotLoaded(f"{entry.teacher} is not loaded: a question to it loads it")
 
     def index(self, loaded: frozenset[TeacherId], *, ready_only: bool) -> list[IndexEntry]:
         """Every version of every teacher, or those that are ready. Raises LibraryError for a damaged roster."""
         entries = [
-            self._entry(info.name, version.version, version.problem, info.alias, loaded)
+            self._entry(info.name, version.version, version.problem, loaded)
             for info in self._directory.teachers()
             for version in info.versions
         ]
         return [entry for entry in entries if entry.state == "READY" or not ready_only]
 
-    def _entry(
-        self, name: str, version: int, problem: str | None, alias: int, loaded: frozenset[TeacherId]
-    ) -> IndexEntry:
+    @staticmethod
+    def _entry(name: str, version: int, problem: str | None, loaded: frozenset[TeacherId]) -> IndexEntry:
         if problem is not None:
             return IndexEntry(name=name, version=str(version), state="UNAVAILABLE", reason=problem)
-        if self._is_ready(TeacherId(name, version), alias, loaded):
+        if TeacherId(name, version) in loaded:
             return IndexEntry(name=name, version=str(version), state="READY", reason="")
         return IndexEntry(name=name, version=str(version), state="UNAVAILABLE", reason="a question to it loads it")
-
-    def _alias(self, name: str) -> int:
-        return self._directory.state().aliases.get(name, self._directory.versions(name)[0])
-
-    @staticmethod
-    def _is_ready(teacher: TeacherId, alias: int, loaded: frozenset[TeacherId]) -> bool:
-        """Replicas are ready only after loading what aliases point to, so those count as loaded."""
-        return teacher.version == alias or teacher in loaded
 
 
 def _tensors(entry: TeacherEntry) -> tuple[list[TensorInfo], list[TensorInfo]]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
 from teacher_server.contract import RunControl
-from teacher_server.errors import TeacherError, TeacherUnavailable
+from teacher_server.errors import TeacherUnavailable
 from teacher_server.protocol import TeacherRef
 from teacher_server.roster.roster import LEASE_TTL_S
 
 _ACQUIRE_LIMIT_S = 150.0  # longer than the service's own limit, whose error says more
 _JOIN_S = 60.0  # a renewal under way takes milliseconds, a deployment seconds
+logger = logging.getLogger(__name__)
+
 _Control = TypeVar("_Control", bound=RunControl)
 
 
@@ -67,10 +69,15 @@ class TeacherLease(Generic[_Control]):
         return self._control
 
     def release(self) -> None:
-        """Gives the lease back; the last one ends what a run started. One that cannot be given back runs out."""
+        """Gives the lease back; the last one ends what a run started. One that cannot be given back runs out: the run
+        is over, and how it ended is not to be lost for that."""
         self._ended.set()  # a renewal after this would take it again
-        with contextlib.suppress(TeacherUnavailable):
+        try:
             self._connect().release(self._run_id)
+        except TeacherUnavailable:
+            pass
+        except Exception as error:
+            logger.warning("the lease of run %s was not given back and will run out: %s", self._run_id, error)
 
     def _hold(self) -> None:
         """The thread's body."""
@@ -83,7 +90,11 @@ class TeacherLease(Generic[_Control]):
         finally:
             self._ready.set()
         while not self._ended.wait(LEASE_TTL_S / 4):
-            with contextlib.suppress(TeacherError):  # tried again; binding a block of steps renews as well
+            try:
                 held = self._control.renew(self._run_id)
                 if not held and not self._ended.is_set():  # expired, after a long stall, and not just released
                     self._acquire(self._control)
+            except TeacherUnavailable:
+                continue  # it is away; tried again, and binding a block of steps renews as well
+            except Exception as error:  # the same for whatever else: a thread that died of it would let the lease end
+                logger.warning("the lease of run %s could not be renewed, trying again: %s", self._run_id, error)

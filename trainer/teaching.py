@@ -24,10 +24,11 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.errors import DataError
 from data.views import VIEWS_PER_TUPLE, ViewBatch
 from teacher_server.clients.retry import Asker, Prefetcher, RetryPolicy
 from teacher_server.contract import TeacherClient
-from teacher_server.errors import BadReply, LedgerError, RetryableTeacherError, TeacherUnavailable
+from teacher_server.errors import BadQuery, BadReply, LedgerError, RetryableTeacherError, TeacherUnavailable
 from teacher_server.protocol import Binding, TeacherQuery, TeacherReply, new_request_id
 from teacher_server.roster.roster import BLOCK_STEPS
 from trainer.config import RunConfig
@@ -141,9 +142,16 @@ class BoundTeacher:
             self._prefetcher.put(query, digest=self._current.digest)
 
     def get(self) -> TeacherAnswer:
-        """The answer to the oldest open question. Raises as retry.Prefetcher.get, NotInLedger."""
+        """The answer to the oldest open question. Raises as retry.Prefetcher.get, NotInLedger; BadQuery when the
+        teacher cannot read the clips where it runs."""
         asked = self._asked.popleft()
-        reply = self._reply_soon(asked) if self._away else self._reply(asked)
+        try:
+            reply = self._reply_soon(asked) if self._away else self._reply(asked)
+        except DataError as error:
+            raise BadQuery(
+                f"{asked.query.teacher} cannot read the clips where it runs: {error}. Put the store there under this "
+                "path, or send pixels (--teacher-input pixels)"
+            ) from None
         asking = self._spent()
         if reply is not None:
             logits = reply.logits.astype(np.float32, copy=False)

@@ -18,9 +18,10 @@ _Record = TypeVar("_Record", "Totals", "Selection")
 class Totals:
     """Sums over the run so far; `epoch_*` over the epoch that it is in. Seconds are those of its steps.
 
-    teacher_retries, teacher_dropped: questions asked again and tries given up on. replayed_items: answers that a ledger
-    gave. kd_skipped: tuples that were trained on without an answer. The four are of all workers. epoch_label_counts,
-    epoch_label_correct: per pretext label, how many tuples had it and how many of these were named right.
+    teacher_retries, teacher_dropped: questions asked again; tries given up on, whose late replies are not used.
+    replayed_items: answers that a ledger gave. kd_skipped: tuples that were trained on without an answer. The four are
+    of all workers. epoch_label_counts, epoch_label_correct: per pretext label, how many tuples had it and how many of
+    these were named right.
     """
 
     seconds: float = 0.0

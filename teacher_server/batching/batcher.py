@@ -1,8 +1,8 @@
 """Accumulate while busy: whatever arrives during one forward pass makes up the next one. Plain asyncio.
 
     submit ──► waiting ──► load thread ──► loaded ──► forward thread ──► parts ──► join ──► result
-              (by run,    (store, render)            (up to pass_items
-               bounded in                             items of one key)
+              (by run,    (store, render) (bounded   (up to pass_items
+               bounded in                  in bytes)  items of one key)
                clips)
 
 - Nothing waits for company: an idle forward thread takes what is there. What a pass holds is decided when that thread
@@ -19,6 +19,7 @@ There are no timers and no polling: the two loops below run only while they have
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,7 @@ class Batcher(Generic[Key, Payload, Loaded, Result]):
 
     run: gets a key and parts of loaded payloads; returns as many results in that order. join: makes one result of
     those of one request's parts, in order; called in the event loop, so it must be quick. pass_items: the most items
-    of a key that one pass takes.
+    of a key that one pass takes. max_loaded_bytes: that lie loaded or are being loaded at a time; one request may.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Batcher(Generic[Key, Payload, Loaded, Result]):
         *,
         pass_items: Callable[[Key], int],
         max_queued_clips: int,
+        max_loaded_bytes: float = math.inf,
         on_batch: Callable[[BatchRecord], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -112,7 +114,7 @@ class Batcher(Generic[Key, Payload, Loaded, Result]):
         self._max_queued_clips = max_queued_clips
         self._on_batch = on_batch
         self._clock = clock
-        self._queue: FairQueue[Work[Key, Payload, Loaded, Result]] = FairQueue()
+        self._queue: FairQueue[Work[Key, Payload, Loaded, Result]] = FairQueue(max_loaded_bytes=max_loaded_bytes)
         self._earliest_deadline = float("inf")  # no request in the queue has an earlier one
         self._load_thread = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._forward_thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
@@ -146,15 +148,16 @@ class Batcher(Generic[Key, Payload, Loaded, Result]):
         num_items: int,
         clips_per_item: int,
         timeout_s: float,
+        num_bytes: int = 0,
         run: str = "",
         weight: float = 1.0,
     ) -> Batched[Result]:
         """The result for one request. Cancelling the caller drops what was not begun of it.
 
-        run: whom it is counted for, with `weight` relative to other runs. Raises TeacherOverloaded at once when there
-        is no room, or later when a run that holds less needs its place; BadQuery for one that never fits;
-        TeacherUnavailable when timeout_s passed before all of it was begun or the batcher closed; and whatever `load`,
-        `run` and `join` raise.
+        num_bytes: what it takes when it is loaded. run: whom it is counted for, with `weight` relative to other runs.
+        Raises TeacherOverloaded at once when there is no room, or later when a run that holds less needs its place;
+        BadQuery for one that never fits; TeacherUnavailable when timeout_s passed before all of it was begun or the
+        batcher closed; and whatever `load`, `run` and `join` raise.
         """
         if self._closed:
             raise TeacherUnavailable(str(key), 0.0, CLOSING)
@@ -166,6 +169,7 @@ class Batcher(Generic[Key, Payload, Loaded, Result]):
             num_items=_at_least_1("num_items", num_items),
             clips_per_item=_at_least_1("clips_per_item", clips_per_item),
             pass_items=_at_least_1("pass_items", self._pass_items(key)),
+            num_bytes=num_bytes,
             payload=payload,
             arrived=now,
             deadline=now + timeout_s,

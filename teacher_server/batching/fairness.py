@@ -14,7 +14,7 @@ system's virtual time is the largest at which an item was taken so far.
   requests of that key from all flows in fair order, the last one as far as it fits. They are paid for, so every other
   key gets its turn.
 - Requests are loaded in the order in which they would be taken. Loading a key pauses while LOADED_PASSES passes of it
-  lie loaded, but a flow that has nothing loaded may always load one request.
+  lie loaded, but a flow that has nothing loaded may load one request. What lies loaded is bounded in bytes.
 - When there is no room, a run may push out the newest requests of whoever holds most, never so far that it would end
   up with more than them; clips over weight on both sides.
 """
@@ -22,6 +22,7 @@ system's virtual time is the largest at which an item was taken so far.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
@@ -39,7 +40,8 @@ Key = TypeVar("Key", bound=Hashable)
 class Request(Generic[Key]):
     """What scheduling knows of a request; whoever schedules derives a class that carries more.
 
-    pass_items: most items that one pass of this key takes. `order`, `taken` and `gone` belong to the queue.
+    pass_items: most items that one pass of this key takes. num_bytes: what it takes when it is loaded. `order`,
+    `taken` and `gone` belong to the queue.
     """
 
     run: str
@@ -48,6 +50,7 @@ class Request(Generic[Key]):
     num_items: int
     clips_per_item: int
     pass_items: int
+    num_bytes: int = 0
     order: int = 0
     taken: int = 0
     gone: bool = False
@@ -104,14 +107,19 @@ class _Flow(Generic[Req]):
 
 
 class FairQueue(Generic[Req]):
-    """Requests until they are answered. Not thread-safe; every call costs O(runs that have requests) at most."""
+    """Requests until they are answered. Not thread-safe; every call costs O(runs that have requests) at most.
 
-    def __init__(self, *, credit_clips: int = CREDIT_CLIPS) -> None:
+    max_loaded_bytes: of requests that are loading, or loaded and not wholly taken; one of any size may.
+    """
+
+    def __init__(self, *, credit_clips: int = CREDIT_CLIPS, max_loaded_bytes: float = math.inf) -> None:
         self._credit_clips = credit_clips
+        self._max_loaded_bytes = max_loaded_bytes
         self._virtual_time = 0.0
         self._flows: dict[str, _Flow[Req]] = {}  # of the runs that have requests
         self._idle: dict[str, _Flow[Req]] = {}  # of those that had some, longest idle first
         self._ahead_items: Counter[Hashable] = Counter()  # by key: loading or loaded, and not taken
+        self._loaded_bytes = 0  # or loading
         self._held_clips = 0
         self._arrivals = 0
 
@@ -163,6 +171,7 @@ class FairQueue(Generic[Req]):
             return None
         flow.loading = request = next(iter(flow.waiting))
         del flow.waiting[request]
+        self._loaded_bytes += request.num_bytes
         self._count_ahead(flow, request, request.num_items)
         return request
 
@@ -235,6 +244,7 @@ class FairQueue(Generic[Req]):
         request.gone = True
         flow = self._flows[request.run]
         if request is flow.loading or request in flow.loaded:
+            self._loaded_bytes -= request.num_bytes
             self._count_ahead(flow, request, request.taken - request.num_items)
         if request is flow.loading:
             flow.loading = None
@@ -250,6 +260,8 @@ class FairQueue(Generic[Req]):
         request = next(iter(flow.waiting), None)
         if request is None:
             return False
+        if 0 < self._loaded_bytes > self._max_loaded_bytes - request.num_bytes:
+            return False
         return flow.ahead_clips == 0 or self._ahead_items[request.key] < LOADED_PASSES * request.pass_items
 
     def _take_items(self, flow: _Flow[Req], request: Req, count: int) -> None:
@@ -258,6 +270,7 @@ class FairQueue(Generic[Req]):
         request.taken += count
         self._count_ahead(flow, request, -count)
         if request.taken == request.num_items:
+            self._loaded_bytes -= request.num_bytes
             del flow.loaded[request]
 
     def _count_ahead(self, flow: _Flow[Req], request: Req, items: int) -> None:

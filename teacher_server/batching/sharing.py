@@ -1,15 +1,18 @@
 """Equal questions share one answer: several students that ask about the same views cost one forward pass.
 
     get(key, make) ── kept? ──► the answer
-                   └─ on its way? ──► wait for it ──► the answer, or the error of whoever makes it
+                   └─ on its way? ──► wait for it ──► the answer, the error of whoever makes it, or own time is up
                    └─ neither ──► make it, for all who ask meanwhile
 
-Raw answers are shared and softened after, so neither temperature nor dtype is part of the question. Plain asyncio.
+Raw answers are shared and softened after, so neither temperature nor dtype is part of the question. An answer is made
+with the weight and on the account of the run that asked first. Plain asyncio.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -51,33 +54,39 @@ class SharedAnswers(Generic[T]):
         """Calls that were answered without a forward pass of their own."""
         return self._hits
 
-    async def get(self, key: bytes, make: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
+    async def get(
+        self, key: bytes, make: Callable[[float], Awaitable[T]], *, who: str = "", timeout_s: float = math.inf
+    ) -> tuple[T, bool]:
         """The answer, and whether another call made it. Raises what `make` raises, its own or the other call's.
 
-        Deadlines and room in the queue are the asker's own. So one who waits for another's answer and finds
-        TeacherUnavailable or TeacherOverloaded asks anew, as the first if need be: these come from its own `make` only.
+        make: gets the seconds that are left. Deadlines and room in the queue are the asker's own. So one who waits for
+        another's answer and finds TeacherUnavailable or TeacherOverloaded asks anew, as the first if need be. When
+        timeout_s passed while it waited for another's, it gets TeacherUnavailable of its own, about `who`.
         """
+        began = time.monotonic()
         while key not in self._kept:
             flight = self._flights.get(key)
             if flight is not None and flight.task.done():
                 self._landed(key, flight)  # its callback is still to come; waiting for it here would not let that run
                 continue
-            first = flight is None
-            if flight is None:
-                flight = self._start(key, make)
+            left_s = timeout_s - (time.monotonic() - began)
+            if flight is None:  # `make` keeps to the time itself: what it began it may end
+                return await self._wait(key, self._start(key, make, left_s)), False
             try:
-                answer = await self._wait(key, flight)
+                async with asyncio.timeout(left_s if left_s < math.inf else None) as limit:
+                    return self._hit(await self._wait(key, flight))
+            except TimeoutError:
+                if not limit.expired():
+                    raise  # of `make`
+                raise TeacherUnavailable(who, time.monotonic() - began, "its time ran out in the queue") from None
             except (TeacherUnavailable, TeacherOverloaded):
-                if first:
-                    raise
                 continue
-            return (answer, False) if first else self._hit(answer)
         answer = self._kept[key] = self._kept.pop(key)
         return self._hit(answer)
 
-    def _start(self, key: bytes, make: Callable[[], Awaitable[T]]) -> _Flight[T]:
+    def _start(self, key: bytes, make: Callable[[float], Awaitable[T]], left_s: float) -> _Flight[T]:
         async def fly() -> T:
-            return await make()
+            return await make(left_s)
 
         flight = self._flights[key] = _Flight(asyncio.get_running_loop().create_task(fly()))
         flight.task.add_done_callback(lambda _: self._landed(key, flight))

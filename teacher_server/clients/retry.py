@@ -43,7 +43,8 @@ class RetryPolicy:
 
 @dataclass
 class AskStats:
-    """What asking has cost so far. dropped: tries that were given up on; their late replies are never used."""
+    """What asking has cost so far. dropped: tries given up on while they were on their way, whose late replies are
+    never used."""
 
     queries: int = 0
     retries: int = 0
@@ -126,7 +127,7 @@ class Asker:
         try:
             return self._wait(question, wait_s)
         except RetryableTeacherError as error:
-            self._note_dropped(error)
+            self._note_failure(error)
             raise
         finally:
             self.stats.waited_s += self._clock() - began
@@ -162,7 +163,7 @@ class Asker:
         """Seconds to wait before the next try. Raises TeacherUnavailable when the budget does not allow one."""
         question.pending.cancel()
         question.failures += 1
-        reason = self._note_dropped(error)
+        reason = self._note_failure(error)
         pause_s = self.policy.pause_s(question.failures, self._rng)
         waited_s = self._clock() - since
         if waited_s + pause_s >= self.policy.budget_s:
@@ -187,14 +188,14 @@ class Asker:
                 return
             question.pending.cancel()
             question.failures += 1
-            self._note_dropped(error)
+            self._note_failure(error)
             self._repeat(question)
         except (TeacherError, DataError):
             return
 
-    def _note_dropped(self, error: RetryableTeacherError) -> str:
-        """Counts a try that was given up on; the reason in words."""
-        self.stats.dropped += 1
+    def _note_failure(self, error: RetryableTeacherError) -> str:
+        """Counts a try that is given up on though its reply may still come; the reason in words."""
+        self.stats.dropped += isinstance(error, NoReplyYet)
         self.stats.last_error = error.args[2] if isinstance(error, TeacherUnavailable) else str(error)
         return self.stats.last_error
 

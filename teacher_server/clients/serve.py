@@ -60,7 +60,13 @@ class _ServePending:
         try:
             reply = self._response.result(timeout_s=timeout_s)
         except RayTaskError as error:
-            raise typed_cause(error) from None
+            cause = typed_cause(error)
+            if cause is not error:
+                raise cause from None
+            # Nothing that was foreseen: another replica, or this one when it is asked again, may do better.
+            raise TeacherUnavailable(
+                str(self._teacher), self._waited_s(), one_line(getattr(error, "cause", error))
+            ) from None
         except TimeoutError:  # Ray's GetTimeoutError is one too
             raise NoReplyYet(str(self._teacher), self._waited_s(), "no reply yet") from None
         except CancelledError:

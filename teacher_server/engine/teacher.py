@@ -34,7 +34,7 @@ from data.prepare import prepare
 from teacher_server.card import Card, TeacherCard
 from teacher_server.engine.backbone import FrozenBackbone
 from teacher_server.engine.weights import build_teacher_network, load_network
-from teacher_server.errors import BadQuery, LibraryError, TeacherError
+from teacher_server.errors import BadQuery, LibraryError, LibraryUnreadable, TeacherError
 from teacher_server.library import TeacherEntry
 from teacher_server.protocol import TeacherId
 from teacher_server.zoo.names import ARCH_VERSION
@@ -171,15 +171,16 @@ class FrozenTeacher:
         """Noise, answered in one full chunk, again, alone, and in another place of the chunk: finite and the same.
 
         Equal means to the bit, on every device, because every pass has the same shape. It also warms the kernels up.
-        Raises LibraryError naming `path`.
+        Raises LibraryError naming `path`; LibraryUnreadable when memory was short, which may pass.
         """
         try:
             self._test(path)
         except TeacherError:
             raise
-        except Exception as error:  # torch's: no memory left on the device, no compiler; or whatever a plug-in raises
+        except Exception as error:  # torch's: no compiler; or whatever a plug-in raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise LibraryError(path, f"cannot be computed on {self.device}: {reason}") from None
+            kind = LibraryUnreadable if is_out_of_memory(error) else LibraryError
+            raise kind(path, f"cannot be computed on {self.device}: {reason}") from None
 
     def _test(self, path: str) -> None:
         card, views, last = self.card, self.card.views_per_item, self.card.chunk_items - 1
@@ -233,6 +234,13 @@ class FrozenTeacher:
         return pixels if self.device.type == "cpu" else torch.tensor(pixels, device=self.device)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was short, of the device or of the machine; torch has no class of its own for the latter."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    )
+
+
 def engine_of(device: torch.device) -> str:
     """`cpu`, or the device's type and model, as `cuda:nvidia-h200`: another model computes with other kernels."""
     if device.type != "cuda":
@@ -275,4 +283,12 @@ def check_pixels(teacher: TeacherId, card: Card, shape: tuple[int, ...]) -> None
         raise BadQuery(f"{teacher} takes {card.crop}x{card.crop} pixels, got {shape[2]}x{shape[3]}")
 
 
-__all__ = ["FrozenTeacher", "Teacher", "TeacherAnswer", "build_teacher_network", "check_pixels", "engine_of"]
+__all__ = [
+    "FrozenTeacher",
+    "Teacher",
+    "TeacherAnswer",
+    "build_teacher_network",
+    "check_pixels",
+    "engine_of",
+    "is_out_of_memory",
+]

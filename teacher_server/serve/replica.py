@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import ray
-import torch
 from numpy.typing import NDArray
 
 from data.errors import DataError
 from teacher_server.answering import (
+    MAX_QUESTION_BYTES,
     ClipShape,
     StoreCache,
     answer_together,
@@ -36,8 +36,9 @@ from teacher_server.batching.batcher import Batched, Batcher, BatchRecord, Part
 from teacher_server.batching.recent import RecentQuestions, RecentViews
 from teacher_server.batching.sharing import SharedAnswers, share_key
 from teacher_server.card import Card
+from teacher_server.clients.serve import one_line
 from teacher_server.engine.ensemble import load_teacher
-from teacher_server.engine.teacher import Teacher, TeacherAnswer
+from teacher_server.engine.teacher import Teacher, TeacherAnswer, is_out_of_memory
 from teacher_server.errors import TeacherError, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.promotion import NO_ITEMS, GateReport
@@ -56,6 +57,7 @@ from teacher_server.serve.replica_state import ReplicaState
 from teacher_server.serve.residents import Residents
 
 STUCK_AFTER_S = 300.0
+MAX_LOADED_BYTES = 2 * MAX_QUESTION_BYTES  # of pixels that wait for a forward pass
 MAX_SHARED_ANSWERS = 64  # some steps of several students; an answer is logits and features, no pixels
 USER_CONFIG = "user_config"  # who made an alias, for the log
 GATE_RUN = "(gate)"
@@ -104,11 +106,12 @@ class Replica:
         self._shared: SharedAnswers[Batched[TeacherAnswer]] = SharedAnswers(MAX_SHARED_ANSWERS)
         self._recent = RecentQuestions(GATE_ITEMS)
         self._batcher: Batcher[_BatchKey, TeacherQuery, NDArray[np.uint8], TeacherAnswer] = Batcher(
-            lambda query: load_pixels(query, self._stores),
+            self._load,
             self._forward,
             join_answers,
             pass_items=lambda key: self._residents[key.teacher].card.chunk_items * num_threads,
             max_queued_clips=max_queued_clips,
+            max_loaded_bytes=MAX_LOADED_BYTES,
             on_batch=self._count_batch,
         )
         self._app_key = app_key
@@ -143,7 +146,6 @@ class Replica:
             # A label must not take whatever names clients make up.
             label = str(query.teacher) if query.teacher in self._residents else "not loaded"
             self._metrics.request(label, outcome, self._batcher.queued_clips)
-        self._metrics.waited(reply.seconds.queue)
         return reply
 
     async def begin_with(self, teachers: Sequence[TeacherId]) -> None:
@@ -228,22 +230,29 @@ class Replica:
             shape = check_query(query, teacher.card)
             key = share_key(teacher.digest, query)
             if key is None:
-                batched, shared = await self._ask(query, shape), False
+                batched, shared = await self._ask(query, shape, query.timeout_s), False
             else:
-                batched, shared = await self._shared.get(key, lambda: self._ask(query, shape))
+                batched, shared = await self._shared.get(
+                    key,
+                    lambda left_s: self._ask(query, shape, left_s),
+                    who=str(query.teacher),
+                    timeout_s=query.timeout_s,
+                )
             if not shared:
+                self._metrics.waited(batched.seconds.queue)
                 self._recent.add(query, shape)
                 return make_reply(query, teacher, batched.result, batched.seconds)
             self._metrics.shared()
             return make_reply(query, teacher, batched.result, PhaseSeconds(queue=time.monotonic() - arrived))
 
-    async def _ask(self, query: TeacherQuery, shape: ClipShape) -> Batched[TeacherAnswer]:
+    async def _ask(self, query: TeacherQuery, shape: ClipShape, timeout_s: float) -> Batched[TeacherAnswer]:
         return await self._batcher.submit(
             _BatchKey(query.teacher, shape),
             query,
             num_items=query.num_clips // query.views_per_item,
             clips_per_item=query.views_per_item,
-            timeout_s=query.timeout_s,
+            num_bytes=query.num_clips * shape.num_bytes,
+            timeout_s=timeout_s,
             run=query.run,
             weight=query.weight,
         )
@@ -274,9 +283,17 @@ class Replica:
             weight=GATE_WEIGHT,
         )
         try:
-            return (await self._ask(query, check_query(query, self._residents[teacher].card))).result
+            return (await self._ask(query, check_query(query, self._residents[teacher].card), limit_s)).result
         except (TeacherError, DataError):  # its store is gone, the queue is full, the time is up
             return None
+
+    def _load(self, query: TeacherQuery) -> NDArray[np.uint8]:
+        try:
+            return load_pixels(query, self._stores)
+        except (OSError, MemoryError) as error:  # the disk or the memory, not the question
+            raise TeacherUnavailable(
+                str(query.teacher), 0.0, f"the clips could not be read: {one_line(error)}"
+            ) from error
 
     def _forward(self, key: _BatchKey, parts: Sequence[Part[NDArray[np.uint8]]]) -> list[TeacherAnswer]:
         teacher = self._residents[key.teacher]
@@ -294,8 +311,7 @@ class Replica:
     def _failed_pass(self, key: _BatchKey, error: Exception) -> TeacherUnavailable:
         """What those are told who had a part in it: another replica, or this one later, may answer them."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)  # the next pass may fit
-        if self._device != "cpu" and not out_of_memory:
+        if self._device != "cpu" and not is_out_of_memory(error):  # out of memory: the next pass may fit
             self._device_fault = reason
         logger.error("a forward pass of %s on %s failed: %s", key, self._device, reason)
         return TeacherUnavailable(str(key), 0.0, f"its forward pass failed: {reason}")

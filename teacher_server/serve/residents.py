@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from teacher_server.engine.teacher import Teacher
+from teacher_server.engine.teacher import Teacher, is_out_of_memory
 from teacher_server.errors import (
     LibraryError,
     LibraryUnreadable,
@@ -210,10 +210,9 @@ class Residents:
             self._check_room(teacher, held.num_bytes)
         except TeacherError as error:
             return _without_frames(error)
-        except (torch.OutOfMemoryError, OSError, MemoryError) as error:
-            return LibraryUnreadable(str(teacher), _cannot_be_loaded(error))
-        except RuntimeError as error:  # torch's
-            return LibraryError(str(teacher), _cannot_be_loaded(error))
+        except (OSError, MemoryError, RuntimeError) as error:  # a RuntimeError is torch's
+            kind = LibraryUnreadable if isinstance(error, OSError) or is_out_of_memory(error) else LibraryError
+            return kind(str(teacher), _cannot_be_loaded(error))
         return held
 
     def _settle(self, teacher: TeacherId, outcome: Teacher | TeacherError | None) -> None:

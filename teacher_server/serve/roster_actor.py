@@ -30,6 +30,7 @@ from teacher_server.serve.metrics import RosterMetrics
 from teacher_server.serve.promoter import Promoter, check_digests
 from teacher_server.serve.replica_state import ReplicaState
 from teacher_server.serve.replicas import ServeReplicas
+from teacher_server.serve.turns import turn_of
 
 ROSTER_NAME = "preceptor-roster"
 NAMESPACE = "preceptor"
@@ -64,7 +65,7 @@ class RosterActor:
         """Gives the run a lease on the app, which is deployed first if need be, and waits until all replicas have
         loaded the teacher. When that fails nothing is left behind."""
         deadline = time.monotonic() + timeout_s
-        async with self._turn:
+        async with turn_of(self._turn, str(ref), deadline):
             return await asyncio.to_thread(self._acquire, run, ref, options, deadline)
 
     async def release(self, run: str) -> None:
@@ -74,8 +75,9 @@ class RosterActor:
 
     async def deploy(self, options: DeployOptions, timeout_s: float) -> bool:
         """An operator's app: no run ends it. True when one ran already, which is adopted as it is."""
-        async with self._turn:
-            return await asyncio.to_thread(self._deploy_for_operator, options, time.monotonic() + timeout_s)
+        deadline = time.monotonic() + timeout_s
+        async with turn_of(self._turn, "service", deadline):
+            return await asyncio.to_thread(self._deploy_for_operator, options, deadline)
 
     async def delete(self) -> None:
         """An operator ends the app, whoever uses it."""
@@ -87,7 +89,7 @@ class RosterActor:
         deadline = time.monotonic() + timeout_s
         outcome = "failed"
         try:
-            async with self._moving:
+            async with turn_of(self._moving, request.name, deadline):
                 promotion = await asyncio.to_thread(self._promoter.move, request, floors, deadline)
             outcome = "ok"
         except TeacherError as error:
@@ -102,7 +104,7 @@ class RosterActor:
         """Unloads a version on all replicas, unless somebody needs it; how many held it. Nobody comes to need it
         meanwhile: neither a promotion nor a new run."""
         deadline = time.monotonic() + timeout_s
-        async with self._moving, self._turn:
+        async with turn_of(self._moving, str(teacher), deadline), turn_of(self._turn, str(teacher), deadline):
             held = await asyncio.to_thread(self._evict, teacher, deadline)
         logger.info("%s: %s evicted from %d replicas", who, teacher, held)
         return held

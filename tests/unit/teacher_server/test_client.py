@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import RayTaskError
 
+from data.errors import StoreMissing
 from data.store import ClipStore
 from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.clients.retry import Asker, Prefetcher, RetryPolicy
+from teacher_server.clients.serve import ServeTeacherClient
 from teacher_server.errors import (
     BadQuery,
     BadReply,
@@ -168,13 +171,41 @@ def test_a_retryable_error_is_followed_by_another_try(error: RetryableTeacherErr
     assert script.cancelled == ["q", "q"]
 
 
+@pytest.mark.parametrize(
+    ("cause", "raised"),
+    [
+        (KeyError("a fault of ours"), TeacherUnavailable),
+        (BadQuery("no"), BadQuery),
+        (StoreMissing("s", "no"), StoreMissing),
+    ],
+)
+def test_an_error_that_no_replica_foresaw_can_be_asked_again_and_a_refusal_is_itself(
+    cause: Exception, raised: type[Exception]
+) -> None:
+    class Response:
+        def result(self, timeout_s: float) -> TeacherReply:  # noqa: ARG002 the contract's signature
+            raise RayTaskError("infer", "traceback", cause)
+
+    class Handle:
+        def __init__(self) -> None:
+            self.infer = self
+
+        def remote(self, query: TeacherQuery) -> Response:  # noqa: ARG002
+            return Response()
+
+    client = ServeTeacherClient()
+    client._handle = Handle()
+    with pytest.raises(raised, match=r"a fault of ours|no"):
+        client.submit(question()).result(1.0)
+
+
 def test_pauses_double_up_to_their_limit_with_jitter_from_the_given_generator() -> None:
     script = Script(*[TeacherNotResident("alpha@1")] * 6, {})
     asker = script.asker(backoff_s=0.1, max_backoff_s=1.0)
     asker.ask(question(), digest=DIGEST)
     rng = random.Random(7)
     assert script.pauses == [base * (0.5 + 0.5 * rng.random()) for base in (0.1, 0.2, 0.4, 0.8, 1.0, 1.0)]
-    assert (asker.stats.retries, asker.stats.dropped, asker.stats.queries) == (6, 6, 1)
+    assert (asker.stats.retries, asker.stats.dropped, asker.stats.queries) == (6, 0, 1)
     assert asker.stats.waited_s == pytest.approx(sum(script.pauses))
 
 
@@ -223,7 +254,7 @@ def test_a_prefetcher_answers_in_the_order_of_the_questions_whatever_fails() -> 
     assert script.submitted == ["a", "b", "c"]
     assert [prefetcher.get().request_id for _ in range(3)] == ["a", "b", "c"]
     assert script.submitted == ["a", "b", "c", "b"]
-    assert (prefetcher.stats.queries, prefetcher.stats.retries, prefetcher.stats.dropped) == (3, 1, 1)
+    assert (prefetcher.stats.queries, prefetcher.stats.retries, prefetcher.stats.dropped) == (3, 1, 0)
 
 
 def test_a_prefetcher_never_has_more_than_depth_questions_in_flight() -> None:
@@ -280,7 +311,7 @@ def test_questions_that_failed_with_the_oldest_are_asked_again_with_it_after_one
     assert [prefetcher.get().request_id for _ in range(4)] == ["a", "b", "c", "d"]
     assert script.submitted == ["a", "b", "c", "d", "a", "b", "d"]
     assert len(script.pauses) == 1
-    assert (prefetcher.stats.retries, prefetcher.stats.dropped, prefetcher.stats.queries) == (3, 3, 4)
+    assert (prefetcher.stats.retries, prefetcher.stats.dropped, prefetcher.stats.queries) == (3, 0, 4)
 
 
 def test_questions_on_their_way_are_left_alone_when_the_oldest_is_asked_again() -> None:
@@ -325,7 +356,7 @@ def test_a_short_try_neither_repeats_nor_waits_longer_than_told() -> None:
     assert prefetcher.get_soon(0.25).request_id == "c"
     assert script.timeouts == [0.25] * 3
     assert (script.submitted, script.pauses) == (["a", "b", "c"], [])
-    assert (prefetcher.stats.retries, prefetcher.stats.dropped, prefetcher.stats.queries) == (0, 2, 3)
+    assert (prefetcher.stats.retries, prefetcher.stats.dropped, prefetcher.stats.queries) == (0, 1, 3)
 
 
 def test_an_answer_that_comes_after_its_short_try_only_says_that_the_teacher_is_back() -> None:

@@ -272,6 +272,31 @@ def test_a_run_that_has_nothing_loaded_may_load_beside_a_full_pool() -> None:
     assert [take.request for take in queue.take_pass()] == light[:1]
 
 
+def test_what_lies_loaded_is_bounded_in_bytes_and_one_request_may_be_larger() -> None:
+    queue: Queue = FairQueue(max_loaded_bytes=100)
+
+    def of_bytes(run: str, num_bytes: int) -> Request[str]:
+        request = Request(
+            run=run, weight=1.0, key=run, num_items=1, clips_per_item=1, pass_items=PASS_ITEMS, num_bytes=num_bytes
+        )
+        queue.add(request)
+        return request
+
+    large, first, second, third = (of_bytes(*one) for one in (("a", 500), ("b", 60), ("c", 40), ("d", 1)))
+    assert load_all(queue) == [large]
+    assert [take.request for take in queue.take_pass()] == [large]
+    assert load_all(queue) == [first, second]
+    queue.leave(first)  # cancelled
+    assert load_all(queue) == [third]
+    queue.leave(second)
+    queue.leave(third)
+    loading = of_bytes("e", 70), of_bytes("f", 70)
+    assert queue.next_to_load() is loading[0]
+    assert not queue.may_load
+    queue.leave(loading[0])
+    assert load_all(queue) == [loading[1]]
+
+
 def test_requests_are_loaded_in_the_order_in_which_they_will_be_taken() -> None:
     queue: Queue = FairQueue()
     for run in ("a", "a", "a", "b", "b", "b"):

@@ -117,6 +117,34 @@ def test_a_forward_pass_that_fails_can_be_asked_again_elsewhere_and_a_faulty_gpu
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError("no room")])
+def test_clips_that_cannot_be_read_now_can_be_asked_for_again(
+    own_library: TeacherLibrary,
+    store: ClipStore,
+    tiny: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    real, left = replica_module.load_pixels, [error]
+
+    def load_pixels(*args: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(*args)
+
+    async def scene() -> None:
+        replica = make(own_library)
+        await replica.prepare(ONE)
+        monkeypatch.setattr(replica_module, "load_pixels", load_pixels)
+        query = tiny.views_query(store, tiny.draw(store, 2))
+        refusal = await replica.infer(query)
+        assert isinstance(refusal, TeacherUnavailable)
+        assert f"the clips could not be read: {type(error).__name__}" in str(refusal)
+        assert not isinstance(await replica.infer(query), Exception)
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize(("hangs", "what"), [("load_pixels", "reading clips"), ("answer_together", "a forward pass")])
 def test_a_replica_that_hangs_is_no_longer_healthy(
     own_library: TeacherLibrary,

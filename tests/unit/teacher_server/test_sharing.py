@@ -26,10 +26,12 @@ class Maker:
     def __init__(self) -> None:
         self.calls = 0
         self.cancelled = 0
+        self.limits: list[float] = []
         self._open: list[asyncio.Future[str]] = []
 
-    async def __call__(self) -> str:
+    async def __call__(self, left_s: float) -> str:
         self.calls += 1
+        self.limits.append(left_s)
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._open.append(future)
         try:
@@ -81,7 +83,7 @@ def test_one_who_asks_between_the_end_of_a_making_and_its_callback_does_not_hold
     error: TeacherError | None,
 ) -> None:
     async def scene(shared: SharedAnswers[str], maker: Maker) -> None:
-        async def make() -> str:
+        async def make(_: float) -> str:
             if error is not None:
                 raise error
             return "answer"
@@ -208,6 +210,34 @@ def test_neither_the_deadline_nor_the_share_of_the_first_one_fails_the_others(er
         assert maker.calls == 2  # the other two ask anew, together
         maker.give("answer")
         assert (await patient, await third) == (("answer", False), ("answer", True))
+
+    play(scene)
+
+
+def test_one_who_waits_for_anothers_answer_keeps_to_its_own_time() -> None:
+    async def scene(shared: SharedAnswers[str], maker: Maker) -> None:
+        first = asyncio.ensure_future(shared.get(KEY, maker, timeout_s=60.0))
+        await settle()
+        hasty = asyncio.ensure_future(shared.get(KEY, maker, who="alpha@1", timeout_s=0.02))
+        patient = asyncio.ensure_future(shared.get(KEY, maker, timeout_s=60.0))
+        with pytest.raises(TeacherUnavailable, match=r"alpha@1 did not answer within 0\.0 s: its time ran out"):
+            await hasty
+        maker.fail(LATE)
+        await settle()
+        assert maker.limits[1] <= 60.0 - 0.02  # who asks anew has what is left
+        maker.give("answer")
+        assert await asyncio.gather(first, patient, return_exceptions=True) == [LATE, ("answer", False)]
+        assert maker.cancelled == 0
+
+    play(scene)
+
+
+def test_a_making_that_fails_with_a_timeout_of_its_own_fails_so_for_all() -> None:
+    async def scene(shared: SharedAnswers[str], maker: Maker) -> None:
+        tasks = [await ask(shared, maker) for _ in range(2)]
+        error = TimeoutError("the disk")
+        maker.fail(error)
+        assert await asyncio.gather(*tasks, return_exceptions=True) == [error] * 2
 
     play(scene)
 

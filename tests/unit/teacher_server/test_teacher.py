@@ -19,7 +19,7 @@ from data.prepare import InputSpec, prepare
 from teacher_server.answering import answer_together
 from teacher_server.batching.batcher import Part
 from teacher_server.engine.teacher import FrozenTeacher, TeacherAnswer, build_teacher_network
-from teacher_server.errors import BadQuery, LibraryError
+from teacher_server.errors import BadQuery, LibraryError, LibraryUnreadable
 from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId
 
@@ -218,6 +218,27 @@ def test_the_self_test_finds_answers_that_depend_on_anything_else(
     monkeypatch.setattr(Forgetful, "fault", fault)
     with pytest.raises(LibraryError, match=match):
         Forgetful.load(entry)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError("no room"), LibraryUnreadable),
+        (torch.OutOfMemoryError("CUDA out of memory"), LibraryUnreadable),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), LibraryUnreadable),
+        (RuntimeError("could not create a primitive"), LibraryError),
+    ],
+)
+def test_a_self_test_that_found_too_little_memory_may_be_tried_again(
+    library: TeacherLibrary, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[LibraryError]
+) -> None:
+    def fail(*_: object) -> TeacherAnswer:
+        raise error
+
+    monkeypatch.setattr(FrozenTeacher, "answer", fail)
+    with pytest.raises(LibraryError, match=f"cannot be computed on cpu: {type(error).__name__}") as caught:
+        FrozenTeacher.load(library.entry(TeacherId("alpha", 1)))
+    assert type(caught.value) is kind
 
 
 def test_batch_norm_is_folded_away(teacher: FrozenTeacher) -> None:

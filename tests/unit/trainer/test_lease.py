@@ -44,6 +44,9 @@ class FakeControl:
             raise self.error
 
 
+BROKEN = OSError("no space left on device")
+
+
 @pytest.fixture
 def control():
     return FakeControl()
@@ -94,10 +97,11 @@ def test_a_lease_that_ran_out_is_taken_again(control, soon):  # noqa: ARG001 a f
         assert control.acquired_again.wait(WAIT_S)
 
 
-def test_a_service_that_is_away_for_a_while_does_not_end_the_renewals(control, soon):  # noqa: ARG001
+@pytest.mark.parametrize("error", [AWAY, BROKEN])
+def test_a_service_that_is_away_for_a_while_does_not_end_the_renewals(control, soon, error):  # noqa: ARG001
     with TeacherLease(lambda: control, "run", REF) as lease:
         lease.wait()
-        control.error = AWAY
+        control.error = error
         control.renewed.clear()
         assert control.renewed.wait(WAIT_S)
         control.renewed.clear()
@@ -117,10 +121,11 @@ def test_a_lease_that_goes_back_during_a_renewal_is_not_taken_again(control, soo
     assert control.calls == [("acquire", "run", REF), ("release", "run")]
 
 
-def test_a_lease_that_cannot_be_given_back_is_left_to_run_out(control):
+@pytest.mark.parametrize("error", [AWAY, BROKEN])
+def test_a_lease_that_cannot_be_given_back_is_left_to_run_out(control, error):
     with TeacherLease(lambda: control, "run", REF) as lease:
         lease.wait()
-        control.error = AWAY
+        control.error = error
         lease.release()
     assert control.calls[-1] == ("release", "run")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.errors import StoreMissing
 from data.views import ViewBatch
 from teacher_server.clients.inprocess import InProcessTeacherClient
 from teacher_server.contract import FailedReply
@@ -250,6 +251,25 @@ def test_training_changes_no_byte_of_the_teacher(bench, kd):
     assert all(p.grad is None and not p.requires_grad for p in used._network.parameters())
 
 
+class StoreOfAnotherMachine(FalteringClient):
+    """The same, but its replica has no store there."""
+
+    def submit(self, query):
+        reply = super().submit(query)
+        return reply if isinstance(reply, Answered) else FailedReply(StoreMissing(query.store, "no store here"))
+
+
+@pytest.mark.parametrize("policy", ["wait", "skip"])
+def test_a_run_whose_teacher_cannot_read_the_clips_saves_and_says_what_to_do(bench, kd, policy):
+    client = StoreOfAnotherMachine(InProcessTeacherClient(TeacherLibrary(bench.home / "teachers")), 3)
+    run = bench.folder("run")
+    outcome, _ = bench.attempt(dataclasses.replace(kd, on_teacher_loss=policy), run, client=client)
+    assert (outcome.status, outcome.step) == ("teacher_unavailable", 3)
+    assert "alpha@1 cannot read the clips where it runs" in outcome.reason
+    assert "--teacher-input pixels" in outcome.reason
+    assert [path.name for path in run.checkpoints.glob("step-*")] == ["step-000000003"]
+
+
 SKIP = {"on_teacher_loss": "skip", "teacher_budget_s": 0.01}  # shorter than the first pause: one try, then it is lost
 
 
@@ -267,9 +287,9 @@ def test_a_run_that_may_skip_trains_without_the_term_until_the_teacher_answers_a
         skipped = line["step"] in range(4, 9)
         assert line["kd_skipped"] == (2 if skipped else 0)
         assert (line["distill"] is None) == (line["agreement"] is None) == skipped
-        assert (line["teacher"], line["teacher_dropped"]) == ("alpha@1", min(5, max(0, line["step"] - 3)))
+        assert (line["teacher"], line["teacher_dropped"]) == ("alpha@1", 0)  # there was nobody who could reply late
     result = run.read_result()
-    assert (result["kd_skipped"], result["teacher_dropped"], result["teacher_retries"]) == (10, 5, 0)
+    assert (result["kd_skipped"], result["teacher_dropped"], result["teacher_retries"]) == (10, 0, 0)
     assert trainer.state.totals.kd_skipped == 10
 
 
