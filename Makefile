@@ -11,6 +11,7 @@ STAMP := $(VENV)/installed
 # load has the cores to itself.
 IN_TWO := -n 2 --dist loadfile
 LOAD_TESTS := tests/system/test_swaps_under_load.py
+SOAK_TESTS := tests/system/test_soak.py
 FAULT_TESTS := tests/system/test_training_faults.py tests/unit/teacher_server/test_hostile_weights.py \
 	tests/unit/services/test_gateway_fuzz.py tests/unit/services/test_gateway_tokens.py
 UNIT_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit $(IN_TWO)
@@ -62,7 +63,7 @@ test-long: $(STAMP)  ## the system tests that take longer
 	$(SYSTEM_TESTS) -m long
 
 chaos: $(STAMP)  ## the promises under faults, in full: kills, swaps under load, overload
-	$(PY) -m pytest $(LOAD_TESTS) $(FAULT_TESTS) --full -s
+	$(PY) -m pytest $(LOAD_TESTS) $(FAULT_TESTS) $(SOAK_TESTS) --full -s
 
 bench: $(STAMP)  ## benchmarks, as ratios
 	$(PY) tests/bench/render.py

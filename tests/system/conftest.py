@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).parents[2]
+SERVE_CONFIG = REPOSITORY / "deploy" / "serve.yaml"
+START_LIMIT_S = 180.0
 
 
 def load_by_path(path: Path) -> ModuleType:
@@ -69,3 +75,46 @@ def ray_cluster() -> Iterator[None]:
         yield
         serve.shutdown()  # forgets its controller too, which the next module's cluster does not have
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def gateway(ray_cluster: None) -> Callable[[Path, Path], str]:  # noqa: ARG001 the cluster must run
+    """Brings teachers and gateway up for a library and a folder of stores, as Ray's REST API and KubeRay apply
+    deploy/serve.yaml; returns the gateway's URL once it is ready."""
+
+    def start(library: Path, stores: Path) -> str:
+        from ray.serve._private.api import _get_global_client
+        from ray.serve.schema import ServeDeploySchema
+
+        from services.serving import start_http
+
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        config = yaml.safe_load(SERVE_CONFIG.read_text())
+        config["http_options"]["port"] = port
+        for application in config["applications"]:
+            application["args"]["library"] = str(library)
+            if application["name"] == "preceptor-gateway":
+                application["args"]["stores"] = str(stores)
+        start_http(config["http_options"]["host"], port)
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=START_LIMIT_S, trust_env=False) as client:
+            _wait_for_status(client, "/readyz", 200)
+        return url
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def wait_for_status() -> Callable[[httpx.Client, str, int], None]:
+    """Asks the gateway until a path's answer has a status."""
+    return _wait_for_status
+
+
+def _wait_for_status(client: httpx.Client, path: str, status: int) -> None:
+    """Asks until the answer has this status; the gateway itself spaces its looks at the teachers."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while (answer := client.get(path)).status_code != status:
+        assert time.monotonic() < deadline, f"{path} is {answer.status_code} {answer.text}, expected {status}"
+        time.sleep(0.1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ import numpy as np
 import psutil
 import pytest
 import ray
-import yaml
 
 from data.store import ClipStore
 from data.views_arrow import to_arrow
@@ -29,7 +27,6 @@ from teacher_server.serve.deployment import TeacherService
 
 pytestmark = pytest.mark.system
 
-SERVE_CONFIG = Path(__file__).parents[2] / "deploy" / "serve.yaml"
 START_LIMIT_S = 180.0
 PATIENCE_S = 60.0
 Reference = Callable[[np.ndarray, TeacherId, float], np.ndarray]
@@ -46,29 +43,10 @@ def store(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> ClipSto
 
 
 @pytest.fixture(scope="module")
-def http(
-    ray_cluster: None,  # noqa: ARG001 it must run
-    library: TeacherLibrary,
-    store: ClipStore,
-) -> Iterator[httpx.Client]:
-    """A client of the gateway, which is ready. The config is applied as Ray's REST API and KubeRay apply it."""
-    from ray.serve._private.api import _get_global_client
-    from ray.serve.schema import ServeDeploySchema
-
-    from services.serving import start_http
-
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    config = yaml.safe_load(SERVE_CONFIG.read_text())
-    config["http_options"]["port"] = port
-    for application in config["applications"]:
-        application["args"]["library"] = str(library.root)
-        if application["name"] == "preceptor-gateway":
-            application["args"]["stores"] = str(store.path.parent)
-    start_http(config["http_options"]["host"], port)
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False) as client:
-        wait_for_status(client, "/readyz", 200)
+def http(gateway: Callable[[Path, Path], str], library: TeacherLibrary, store: ClipStore) -> Iterator[httpx.Client]:
+    """A client of the gateway, which is ready."""
+    url = gateway(library.root, store.path.parent)
+    with httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
         yield client
 
 
@@ -84,14 +62,6 @@ def reference(library: TeacherLibrary) -> Iterator[Reference]:
 
     yield answer
     client.close()
-
-
-def wait_for_status(client: httpx.Client, path: str, status: int) -> None:
-    """Asks until the answer has this status; the gateway itself spaces its looks at the teachers."""
-    deadline = time.monotonic() + START_LIMIT_S
-    while (answer := client.get(path)).status_code != status:
-        assert time.monotonic() < deadline, f"{path} is {answer.status_code} {answer.text}, expected {status}"
-        time.sleep(0.1)
 
 
 def random_clips(seed: int, num_clips: int = 6) -> np.ndarray:
@@ -218,7 +188,7 @@ def test_a_run_adopts_the_teachers_of_the_config_file_and_does_not_end_them(
 
 
 def test_without_teachers_the_gateway_lives_is_not_ready_and_says_so(
-    http: httpx.Client, library: TeacherLibrary
+    http: httpx.Client, library: TeacherLibrary, wait_for_status: Callable[[httpx.Client, str, int], None]
 ) -> None:
     """Comes last: it ends the teachers."""
     TeacherService.connect(library.root).delete()
