@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from data.errors import StoreMismatch, ViewError
 from data.render import render_batch
 from data.store import ClipStore
-from data.views import ViewBatch
 from teacher_server.batching.batcher import Part
 from teacher_server.card import MAX_CHUNK_BYTES, Card
 from teacher_server.engine.teacher import Teacher, TeacherAnswer
@@ -90,7 +89,7 @@ def load_pixels(query: TeacherQuery, stores: StoreCache) -> NDArray[np.uint8]:
     if query.pixels is not None:
         return query.pixels
     assert query.store is not None  # TeacherQuery refuses views without one
-    batch = parse_views(query)
+    batch = query.view_batch()
     store = stores.get(Path(query.store), batch.store_fingerprint)
     try:
         return render_batch(store.gather(batch), batch)
@@ -149,20 +148,6 @@ def soften(raw: NDArray[np.float32], query: TeacherQuery) -> NDArray[np.float32]
     return softened.astype(query.dtype, copy=False)
 
 
-def parse_views(query: TeacherQuery) -> ViewBatch:
-    """The query's views. Raises BadQuery when they are damaged, none, or of other items than the query says."""
-    try:
-        batch = query.view_batch()
-    except ViewError as error:
-        raise BadQuery(str(error)) from None
-    if len(batch) == 0 or batch.views_per_item != query.views_per_item:
-        raise BadQuery(
-            f"expected at least one item of {query.views_per_item} views, "
-            f"got {len(batch)} views in items of {batch.views_per_item}"
-        )
-    return batch
-
-
 def _check_bytes(query: TeacherQuery, card: Card, shape: ClipShape) -> None:
     """Few bytes of views can ask for any amount of pixels, so what they ask for is bounded here. Raises BadQuery."""
     chunk_bytes = card.chunk_items * card.views_per_item * shape.num_bytes
@@ -180,7 +165,7 @@ def _check_bytes(query: TeacherQuery, card: Card, shape: ClipShape) -> None:
 
 
 def _shape_of_views(query: TeacherQuery) -> ClipShape:
-    shapes = np.unique(parse_views(query).records[["clip_len", "crop_h", "crop_w"]])
+    shapes = np.unique(query.view_batch().records[["clip_len", "crop_h", "crop_w"]])
     if len(shapes) != 1:
         raise BadQuery(f"the clips of one query share length and crop, got (frames, height, width) {shapes.tolist()}")
     return ClipShape(*shapes[0].item())

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data.errors import ViewError
 from data.views import ViewBatch
 from teacher_server.errors import BadQuery, BadReply
 
@@ -141,10 +142,20 @@ class TeacherQuery:
         return len(self.view_batch())
 
     def view_batch(self) -> ViewBatch:
-        """The packed views as a batch. Raises ViewError when they are damaged, BadQuery when there are none."""
+        """The packed views as a batch. Raises BadQuery when there are none, when they are damaged, and when they make
+        other items than the query says."""
         if self.views is None:
             raise BadQuery("this query carries pixels only, no views")
-        return ViewBatch.from_bytes(self.views)
+        try:
+            batch = ViewBatch.from_bytes(self.views)
+        except ViewError as error:
+            raise BadQuery(str(error)) from None
+        if len(batch) == 0 or batch.views_per_item != self.views_per_item:
+            raise BadQuery(
+                f"expected at least one item of {self.views_per_item} views, "
+                f"got {len(batch)} views in items of {batch.views_per_item}"
+            )
+        return batch
 
 
 def _check_pixels(pixels: NDArray[np.uint8], views_per_item: int) -> None:

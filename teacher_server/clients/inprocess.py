@@ -11,14 +11,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data.errors import DataError
 from data.store import ClipStore
 from teacher_server.answering import StoreCache, answer_together, check_query, load_pixels, make_reply
 from teacher_server.batching.batcher import Part, check_room
 from teacher_server.contract import MAX_QUEUED_CLIPS, FailedReply, FutureReply, PendingReply
 from teacher_server.engine.ensemble import load_teacher
 from teacher_server.engine.teacher import Teacher
-from teacher_server.errors import BadQuery, TeacherError, TeacherUnavailable
+from teacher_server.errors import TeacherError, TeacherUnavailable
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import PhaseSeconds, TeacherId, TeacherQuery, TeacherReply
 
@@ -53,8 +52,6 @@ class InProcessTeacherClient:
         try:
             clips = query.num_clips
             self._reserve(clips)
-        except DataError as error:
-            return FailedReply(BadQuery(str(error)))
         except TeacherError as error:
             return FailedReply(error)
         arrived = time.monotonic()

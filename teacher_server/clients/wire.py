@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, ValidationError
 
-from data.errors import ViewError
 from data.views_arrow import to_arrow
 from teacher_server.errors import BadQuery, BadReply
 from teacher_server.protocol import PhaseSeconds, TeacherId, TeacherQuery, TeacherReply
@@ -56,10 +55,10 @@ class InferBody:
 
 
 def encode_query(query: TeacherQuery) -> InferBody:
-    """The body that asks this. Raises BadQuery when its views are damaged."""
+    """The body that asks this. Raises BadQuery as TeacherQuery.view_batch."""
     tensors: dict[str, tuple[list[int], memoryview]] = {}
     if query.views is not None:
-        views = memoryview(_views_arrow(query))
+        views = memoryview(to_arrow(query.view_batch()))
         tensors["views"] = ([len(views)], views)
     if query.pixels is not None:
         pixels = np.ascontiguousarray(query.pixels)  # a copy only where the array has gaps
@@ -74,13 +73,6 @@ def encode_query(query: TeacherQuery) -> InferBody:
         ],
     }
     return InferBody(json.dumps(head).encode(), tuple(tensor for _, tensor in tensors.values()))
-
-
-def _views_arrow(query: TeacherQuery) -> bytes:
-    try:
-        return to_arrow(query.view_batch())
-    except ViewError as error:
-        raise BadQuery(str(error)) from None
 
 
 def _parameters(query: TeacherQuery) -> dict[str, Any]:

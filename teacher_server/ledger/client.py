@@ -31,7 +31,7 @@ import numpy as np
 from data.errors import DataError
 from data.store import ClipStore
 from data.views import ViewBatch
-from teacher_server.answering import StoreCache, parse_views, soften
+from teacher_server.answering import StoreCache, soften
 from teacher_server.contract import FailedReply, PendingReply, TeacherClient
 from teacher_server.errors import BadQuery, LedgerError, NotInLedger, TeacherError, TeacherUnavailable
 from teacher_server.ledger.segments import Origin
@@ -167,7 +167,7 @@ class LedgerClient:
         return _LedgerPending(partial(self._take_in, question, answers, missing, asked), self._inner.submit(asked))
 
     def _question(self, query: TeacherQuery) -> _Question:
-        batch = parse_views(query)
+        batch = query.view_batch()
         if query.pixels is not None and len(query.pixels) != len(batch):
             raise BadQuery(
                 f"{len(query.pixels)} clips are not one for each of the {len(batch)} views that they come with"

@@ -8,7 +8,8 @@ service work in turn; a round's ratio is the service's rate over the mean of the
 
     saturation   views, shared pixels, 8 clients of 2 clips, HTTP with views: clips/s over the bare engine's
     batching     forwards and latency on one trace, against @serve.batch
-    by-value     clips/s and bytes against float32 pixels by value
+    by-value     clips/s against float32 pixels by value
+    wire         bytes of a clip that cross the connection, views and pixels over HTTP
     latency      p50 and p99 at 25, 50, 75 and 90 % of the saturated rate
     fairness     a light run alone, and beside one that asks ten times as much; shares of equal runs
     swap         seconds of a promotion by phase, idle and under load, and the longest wait of a question
@@ -17,7 +18,7 @@ service work in turn; a round's ratio is the service's rate over the mean of the
 from __future__ import annotations
 
 import argparse
-import pickle
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ from bench_tools import (
     write_json,
 )
 from callers import Answered, Caller, Load, pass_shape
+from counting import CountingForwarder
 from engine_loop import EngineLoop
 from peers import BatchedViews, FloatPixels
 from ray import serve
@@ -50,14 +52,18 @@ from data.input_spec import InputSpec
 from data.prepare import prepare
 from data.render import render_batch
 from data.store import ClipStore
+from teacher_server.clients.http import HttpTeacherClient
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherRef
 from teacher_server.serve.deployment import TeacherService
 
-PARTS = ("saturation", "batching", "by-value", "latency", "fairness", "swap")
+PARTS = ("saturation", "batching", "by-value", "wire", "latency", "fairness", "swap")
 WIDTH = 0.25
 TUPLE_CHUNK, CLIP_CHUNK = 4, 4  # items of a forward pass: 12 clips, 4 clips
 TRACE_QUESTIONS = 80
+WIRE_QUESTIONS = 20
+LATENCY_QUESTIONS = 200  # the 99th percentile of fewer is little more than the longest
+PACED_QUESTIONS = 100
 LEAST_MS_PER_CLIP = 20.0
 FLOORS = {"views": 0.95, "shared pixels": 0.95, "8 clients of 2 clips": 0.90, "HTTP with views": 0.90}
 EQUAL_RUNS = ((4, 4), (8, 4), (16, 4))  # items of a question, questions in flight
@@ -88,6 +94,15 @@ class Bench:
             # Every teacher computes in a thread of its own.
             pin_busiest_thread(replica.pid, TEACHER_CORE, lambda t=teacher, s=seed: self._keep_busy(t, 10**9 + 10 * s))
 
+    @functools.cached_property
+    def gateway(self) -> str:
+        """Its URL."""
+        from services.asking import GatewayOptions
+        from services.serving import deploy_gateway
+
+        deploy_gateway(self.library.root, GatewayOptions())
+        return f"http://127.0.0.1:{PORT}"
+
     def _keep_busy(self, teacher: TeacherId, seed: int) -> None:
         client, head = self.service.client(), "action" if teacher == self.clips else "pretext"
         for i in range(4):
@@ -107,16 +122,11 @@ class Bench:
 
 
 def saturation(bench: Bench) -> None:
-    from services.asking import GatewayOptions
-    from services.serving import deploy_gateway
-
-    deploy_gateway(bench.library.root, GatewayOptions())
-    url = f"http://127.0.0.1:{PORT}"
     arms = {
         "views": (1, Load(bench.tuples, "pretext", TUPLE_CHUNK, depth=4)),
         "shared pixels": (1, Load(bench.tuples, "pretext", TUPLE_CHUNK, depth=4, pixels=True)),
         "8 clients of 2 clips": (8, Load(bench.clips, "action", 2, depth=1)),
-        "HTTP with views": (1, Load(bench.tuples, "pretext", TUPLE_CHUNK, depth=4, url=url)),
+        "HTTP with views": (1, Load(bench.tuples, "pretext", TUPLE_CHUNK, depth=4, url=bench.gateway)),
     }
     rows, figures = [], {}
     for name, (count, load) in arms.items():
@@ -256,14 +266,11 @@ def by_value(bench: Bench) -> None:
             rate, seed = window(submit, seed, bench.seconds)
             rates[name].append(rate)
     serve.delete("peer")
-    batch = draw(bench.store, "pretext", TUPLE_CHUNK, 1)
-    views = len(pickle.dumps(question(bench.store, bench.tuples, batch), protocol=5)) / len(batch)
-    sizes = {"views": views, "float32 pixels by value": floats(1).nbytes / len(batch)}
-    rows = [(name, str(estimate(rates[name])), f"{sizes[name]:,.0f}") for name in arms]
-    print_rows("views against pixels by value", ("", "clips/s", "bytes per clip"), rows)
+    rows = [(name, str(estimate(rates[name]))) for name in arms]
+    print_rows("views against pixels by value", ("", "clips/s"), rows)
     ratio = estimate([a / b for a, b in zip(*rates.values(), strict=True)])
     print(f"views / float32 pixels by value: {ratio}\n")
-    bench.results["by-value"] = {"clips/s": {n: estimate(r) for n, r in rates.items()}, "bytes": sizes, "ratio": ratio}
+    bench.results["by-value"] = {"clips/s": {n: estimate(r) for n, r in rates.items()}, "ratio": ratio}
 
 
 def _by_value(peer: Any, clips: np.ndarray) -> Callable[[float], object]:
@@ -293,17 +300,40 @@ def window(submit: Callable[[int], Callable[[float], object]], seed: int, second
     return rate, seed
 
 
+def wire(bench: Bench) -> None:
+    """Questions of a training step, 16 tuples, over one connection; heads and answers counted too."""
+    batch = draw(bench.store, "pretext", 16, 1)
+    pixels = render_batch(bench.store.gather(batch), batch)
+    float_bytes = 4 * pixels[0].size
+    rows: list[tuple[object, ...]] = [("float32 pixels, bare", float_bytes, "", 1)]
+    figures = {}
+    assert bench.gateway  # it runs
+    for name, given in (("views", None), ("uint8 pixels", pixels)):
+        with CountingForwarder(PORT) as forwarder:
+            client = HttpTeacherClient(forwarder.url)
+            for i in range(WIRE_QUESTIONS):
+                views = draw(bench.store, "pretext", 16, 10**7 + i)
+                client.submit(question(bench.store, bench.tuples, views, given)).result(120)
+            client.close()
+            clips = WIRE_QUESTIONS * len(batch)
+            sent, received = forwarder.sent / clips, forwarder.received / clips
+        rows.append((name, sent, received, f"1/{float_bytes / sent:,.0f}"))
+        figures[name] = {"sent": sent, "received": received}
+    title = f"bytes of a clip over HTTP, {WIRE_QUESTIONS} questions of {len(batch)} clips, heads included"
+    print_rows(title, ("", "sent", "received", "of float32"), rows)
+    bench.results["wire"] = figures
+
+
 def latency(bench: Bench) -> None:
     """Questions of one chunk at random moments."""
     (caller,) = bench.callers(1, Load(bench.tuples, "pretext", TUPLE_CHUNK, depth=4))
     rate = bench.saturate([caller]) / (3 * TUPLE_CHUNK)
     rows, figures = [], {}
     for share in (0.25, 0.5, 0.75, 0.9):
-        count = max(40, int(share * rate * bench.seconds * 4))
-        answered: Answered = ray.get(caller.at_rate.remote(share * rate, count, seed=7))
+        answered: Answered = ray.get(caller.at_rate.remote(share * rate, LATENCY_QUESTIONS, seed=7))
         p50, p99 = percentiles(list(answered.latencies))
-        rows.append((f"{share:.0%}", count, p50, p99))
-        figures[f"{share:.0%}"] = {"questions": count, "p50 ms": p50, "p99 ms": p99}
+        rows.append((f"{share:.0%}", LATENCY_QUESTIONS, p50, p99))
+        figures[f"{share:.0%}"] = {"questions": LATENCY_QUESTIONS, "p50 ms": p50, "p99 ms": p99}
     print_rows("latency of 12-clip questions by load", ("load", "questions", "p50 ms", "p99 ms"), rows)
     ray.kill(caller)
     bench.results["latency"] = figures
@@ -314,12 +344,11 @@ def fairness(bench: Bench) -> None:
     took, and asks again; the greedy one keeps ten such questions in flight."""
     (caller,) = bench.callers(1, Load(bench.light, "pretext", 16, depth=1))
     took = float(np.median(ray.get(caller.paced.remote(0.0, 8)).latencies))
-    count = max(40, int(8 * bench.seconds))
-    alone: Answered = ray.get(caller.paced.remote(4 * took, count))
+    alone: Answered = ray.get(caller.paced.remote(4 * took, PACED_QUESTIONS))
     (greedy,) = bench.callers(1, Load(bench.light, "pretext", 16, depth=10))
     running = greedy.keep_asking.remote()
     time.sleep(5 * took)
-    beside: Answered = ray.get(caller.paced.remote(4 * took, count))
+    beside: Answered = ray.get(caller.paced.remote(4 * took, PACED_QUESTIONS))
     ray.get(greedy.stop.remote())
     ray.get(running)
     ray.kill(greedy)
@@ -410,7 +439,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
-    parts = dict(zip(PARTS, (saturation, batching, by_value, latency, fairness, swap), strict=True))
+    parts = dict(zip(PARTS, (saturation, batching, by_value, wire, latency, fairness, swap), strict=True))
     with tempfile.TemporaryDirectory(prefix="pc-bench-", dir="/tmp") as scratch:
         os.environ[VARIABLE] = scratch
         bench = Bench(Path(scratch), args.seconds, args.rounds)

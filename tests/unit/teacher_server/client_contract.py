@@ -120,6 +120,7 @@ class ClientContract:
         ("fault", "match"),
         [
             ("items", "items? of 3 views, got"),
+            ("other items", "items? of . views?, got"),
             ("crop", "takes 32x32 pixels, got 24x24"),
             ("bytes", "not a view batch"),
             ("empty", "at least one item"),
@@ -172,6 +173,8 @@ class ClientContract:
 def _faulty(tiny: ModuleType, store: ClipStore, fault: str) -> TeacherQuery:
     if fault == "items":
         return tiny.views_query(store, tiny.single_clips(store, 3))
+    if fault == "other items":  # than the views themselves are packed in
+        return tiny.views_query(store, tiny.draw(store, 1), views_per_item=1)
     if fault == "crop":
         return tiny.views_query(store, tiny.draw(store, 1, spec=ClipSpec(clip_len=8, interval=2, crop=24)))
     if fault == "bytes":
