@@ -5,6 +5,7 @@
     asking                 open              yes                     yes
     operating              open              403                     yes
 
+Asking includes the leases and timelines of runs, of all runs: callers who share a token trust each other.
 With PRECEPTOR_OPERATOR_TOKEN alone, asking wants that one too: nothing but liveness and readiness is open then.
 Without any token the gateway is open to whoever reaches it, which is this machine only (services.addresses: it does not
 start elsewhere then). A web page that a browser on this machine shows reaches it too, so requests from pages are

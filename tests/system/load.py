@@ -10,8 +10,10 @@ below, are the load of the overload test: processes of their own, at a given rat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
+import os
 import random
 import threading
 import time
@@ -168,6 +170,9 @@ def make_callers(num: int) -> list[Any]:
             self._run = run
             self._client = ServeTeacherClient()
 
+        def pid(self) -> int:
+            return os.getpid()
+
         def saturate(self, query: TeacherQuery, seconds: float, depth: int) -> list[tuple[float, float, str]]:
             """`depth` threads that ask one question after the other."""
             end = time.monotonic() + seconds
@@ -204,6 +209,17 @@ def make_callers(num: int) -> list[Any]:
             return began, time.monotonic() - began, outcome
 
     return [Caller.remote(f"caller-{i}") for i in range(num)]
+
+
+def part_cores(service: TeacherService, callers: list[Any]) -> None:
+    """The replica on the last core, the callers on the first: load must not slow down what it is the load of."""
+    cores = sorted(os.sched_getaffinity(0))
+    (replica,) = service.describe()
+    pids = {replica.pid: cores[-1], **dict.fromkeys(ray.get([caller.pid.remote() for caller in callers]), cores[0])}
+    for pid, core in pids.items():
+        for thread in psutil.Process(pid).threads():
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.sched_setaffinity(thread.id, {core})
 
 
 def fates_of(fates: list[Any]) -> list[Asked]:

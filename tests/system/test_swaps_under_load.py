@@ -302,6 +302,7 @@ def test_four_times_the_load_is_refused_promptly_and_the_rest_is_served_at_full_
     service.deploy(DeployOptions(max_queued_clips=limit))
     service.acquire("overload", TeacherRef("steady", 1))
     callers = load.make_callers(2)
+    load.part_cores(service, callers)
     warm_s = 2.0
     load.fates_of([caller.saturate.remote(steady, 1.0, 2) for caller in callers])  # everything has started
 
