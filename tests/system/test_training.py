@@ -108,10 +108,17 @@ def test_ctrl_c_before_the_first_step_ends_at_once_and_cleanly(sandbox: ModuleTy
 
 
 @pytest.mark.long
-def test_a_killed_worker_is_restarted_and_ends_with_the_same_bytes(sandbox: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("settings", "undisturbed"),
+    [(("--teacher", "none"), IN_ONE_PROCESS), (("--teacher", "r3d", "--num-workers", "2"), ())],
+    ids=["one alone", "one of two under a served teacher"],
+)
+def test_a_killed_worker_is_restarted_and_ends_with_the_same_bytes(
+    sandbox: ModuleType, settings: tuple[str, ...], undisturbed: tuple[str, ...]
+) -> None:
     with sandbox.Sandbox() as box:
-        settings = ("--teacher", "none", "--epochs", "4", "--no-evaluate", "--checkpoint-every", "2")
-        code, output = box.train(*settings, *IN_ONE_PROCESS, "--run-id", "undisturbed")
+        settings = (*settings, "--epochs", "4", "--no-evaluate", "--checkpoint-every", "2")
+        code, output = box.train(*settings, *undisturbed, "--run-id", "undisturbed")
         assert code == 0, output
         process = box.start_training(*settings, "--run-id", "killed")
         box.wait_for_steps("killed", 5, process)
@@ -119,6 +126,7 @@ def test_a_killed_worker_is_restarted_and_ends_with_the_same_bytes(sandbox: Modu
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
         assert box.weights("killed") == box.weights("undisturbed")
+        assert box.losses("killed") == box.losses("undisturbed")
 
 
 @pytest.mark.parametrize(
