@@ -18,6 +18,7 @@ import random
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -236,26 +237,34 @@ def answer_rate(fates: list[Asked], warm_s: float) -> float:
     return (len(counted) - 1) / (counted[-1] - counted[0])
 
 
+@contextlib.contextmanager
+def every(period_s: float, look: Callable[[], None]) -> Iterator[None]:
+    """Calls `look` so often, in a thread, for as long as the context lasts."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(period_s):
+            look()
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class Watch:
-    """Looks at the one replica every 0.3 s. Use it as a context."""
+    """What was seen of the one replica."""
 
     def __init__(self, service: TeacherService) -> None:
         self.most_queued_clips = 0
         self.rss_mib: list[float] = []
         self._service = service
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
 
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.3):
-            (state,) = self._service.describe()
-            self.most_queued_clips = max(self.most_queued_clips, state.queued_clips)
-            self.rss_mib.append(psutil.Process(state.pid).memory_info().rss / 2**20)
+    def look(self) -> None:
+        """Once more."""
+        (state,) = self._service.describe()
+        self.most_queued_clips = max(self.most_queued_clips, state.queued_clips)
+        self.rss_mib.append(psutil.Process(state.pid).memory_info().rss / 2**20)

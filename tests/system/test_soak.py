@@ -169,35 +169,23 @@ def make_caller(run: str, library_root: Path, url: str, pool: list[TeacherQuery]
 
 
 class Watch:
-    """Every second: memory in MiB, threads and open files of each process below this one, and shared memory."""
+    """Memory in MiB, threads and open files of each process below this one at each look, and shared memory."""
 
     def __init__(self, without: set[int]) -> None:
         self.samples: defaultdict[str, list[tuple[float, ...]]] = defaultdict(list)
-        self._without = without
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
+        children = psutil.Process().children(recursive=True)
+        self._names = {process: _name(process) for process in children if process.pid not in without}
 
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        names = {each: _name(each) for each in psutil.Process().children(recursive=True)}
-        while not self._ended.wait(1.0):
-            for process, name in names.items():
-                if process.pid in self._without:
-                    continue
-                try:
-                    with process.oneshot():
-                        rss, threads, files = process.memory_info().rss, process.num_threads(), process.num_fds()
-                except psutil.Error:
-                    continue  # a worker that Ray had started ahead and did not need
-                self.samples[name].append((rss / 2**20, threads, files))
-            self.samples["shared memory"].append((psutil.disk_usage("/dev/shm").used / 2**20,))
+    def look(self) -> None:
+        """Once more."""
+        for process, name in self._names.items():
+            try:
+                with process.oneshot():
+                    rss, threads, files = process.memory_info().rss, process.num_threads(), process.num_fds()
+            except psutil.Error:
+                continue  # a worker that Ray had started ahead and did not need
+            self.samples[name].append((rss / 2**20, threads, files))
+        self.samples["shared memory"].append((psutil.disk_usage("/dev/shm").used / 2**20,))
 
     def thirds(self) -> dict[str, list[tuple[float, float]]]:
         """Of each process that lived to the end: the medians of middle and last third, of each figure."""
@@ -252,7 +240,8 @@ def test_memory_threads_files_and_shared_memory_stay_flat(
     capacity = sum(ray.get([caller.saturate.remote(CAPACITY_S, 2) for caller in callers]))
     counts: Counter[str] = Counter()
     version, began = 1, time.monotonic()
-    with Watch(pids) as watch:
+    watch = Watch(pids)
+    with load.every(1.0, watch.look):
         for period in range(form.periods):
             asking = [caller.at_rate.remote(form.period_s, LOAD * capacity / len(callers)) for caller in callers]
             left, version = version, 3 - version

@@ -311,7 +311,8 @@ def test_four_times_the_load_is_refused_promptly_and_the_rest_is_served_at_full_
         return load.answer_rate(alone, warm_s)
 
     before = measure_capacity()
-    with load.Watch(service) as watch:
+    watch = load.Watch(service)
+    with load.every(0.3, watch.look):
         per_s = 4 * before / len(callers)
         fates = load.fates_of([caller.at_rate.remote(steady, warm_s + form.overload_s, per_s) for caller in callers])
     goodput = load.answer_rate(fates, warm_s)
