@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import shutil
+import threading
 import weakref
 from pathlib import Path
 from types import ModuleType
@@ -239,6 +240,23 @@ def test_a_self_test_that_found_too_little_memory_may_be_tried_again(
     with pytest.raises(LibraryError, match=f"cannot be computed on cpu: {type(error).__name__}") as caught:
         FrozenTeacher.load(library.entry(TeacherId("alpha", 1)))
     assert type(caught.value) is kind
+
+
+def test_a_teacher_that_is_gone_leaves_its_threads_to_the_next(library: TeacherLibrary) -> None:
+    def load() -> FrozenTeacher:
+        return FrozenTeacher.load(library.entry(TeacherId("alpha", 1)), num_threads=2)
+
+    first, second = load(), load()
+    assert first._threads is not second._threads
+    left, before = first._threads, threading.active_count()
+    del first
+    third = load()
+    assert third._threads is left
+    for _ in range(5):
+        del third
+        third = load()
+    assert threading.active_count() == before
+    assert third.answer(clips(30)).equals(second.answer(clips(30)))
 
 
 def test_batch_norm_is_folded_away(teacher: FrozenTeacher) -> None:
