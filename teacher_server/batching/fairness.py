@@ -141,7 +141,7 @@ class FairQueue(Generic[Req]):
     @property
     def may_load(self) -> bool:
         """Whether next_to_load would give something."""
-        return any(self._may_load(flow) for flow in self._flows.values())
+        return self._next_flow() is not None
 
     def untaken(self) -> list[Req]:
         """Requests that have items left to take."""
@@ -166,7 +166,7 @@ class FairQueue(Generic[Req]):
 
     def next_to_load(self) -> Req | None:
         """The request to load now, if there is one; then call mark_loaded, or leave."""
-        flow = min(filter(self._may_load, self._flows.values()), key=_loading_rank, default=None)
+        flow = self._next_flow()
         if flow is None:
             return None
         flow.loading = request = next(iter(flow.waiting))
@@ -256,11 +256,17 @@ class FairQueue(Generic[Req]):
             self._idle[request.run] = self._flows.pop(request.run)
             self._forget_idle()
 
+    def _next_flow(self) -> _Flow[Req] | None:
+        """Whose oldest request is loaded next. Where that one must wait for room in memory, so do all: small ones would
+        take the room again and again."""
+        flow = min(filter(self._may_load, self._flows.values()), key=_loading_rank, default=None)
+        if flow is None or 0 < self._loaded_bytes > self._max_loaded_bytes - next(iter(flow.waiting)).num_bytes:
+            return None
+        return flow
+
     def _may_load(self, flow: _Flow[Req]) -> bool:
         request = next(iter(flow.waiting), None)
         if request is None:
-            return False
-        if 0 < self._loaded_bytes > self._max_loaded_bytes - request.num_bytes:
             return False
         return flow.ahead_clips == 0 or self._ahead_items[request.key] < LOADED_PASSES * request.pass_items
 

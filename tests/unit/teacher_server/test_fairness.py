@@ -297,6 +297,17 @@ def test_what_lies_loaded_is_bounded_in_bytes_and_one_request_may_be_larger() ->
     assert load_all(queue) == [loading[1]]
 
 
+def test_small_requests_do_not_keep_a_large_one_from_being_loaded() -> None:
+    queue: Queue = FairQueue(max_loaded_bytes=100)
+    large = Request(run="large", weight=1.0, key="k", num_items=1, clips_per_item=1, pass_items=1, num_bytes=90)
+    for i in range(10):
+        queue.add(Request(run="small", weight=1.0, key="k", num_items=1, clips_per_item=1, pass_items=1, num_bytes=20))
+        if i == 0:
+            queue.add(large)
+    order = [take.request.run for _ in range(4) for take in next_pass(queue)]
+    assert order[:2] == ["small", "large"]
+
+
 def test_requests_are_loaded_in_the_order_in_which_they_will_be_taken() -> None:
     queue: Queue = FairQueue()
     for run in ("a", "a", "a", "b", "b", "b"):
