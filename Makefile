@@ -15,7 +15,7 @@ SOAK_TESTS := tests/system/test_soak.py
 FAULT_TESTS := tests/system/test_training_faults.py tests/unit/teacher_server/test_hostile_weights.py \
 	tests/unit/services/test_gateway_fuzz.py tests/unit/services/test_gateway_tokens.py
 UNIT_TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest tests/unit $(IN_TWO)
-SYSTEM_TESTS := $(PY) -m pytest tests/system --ignore $(LOAD_TESTS) $(IN_TWO)
+SYSTEM_TESTS := $(PY) -m pytest tests/system --ignore $(LOAD_TESTS) --ignore $(SOAK_TESTS) $(IN_TWO)
 
 export PRECEPTOR_HOME ?= $(CURDIR)/var
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -61,6 +61,7 @@ test: lint  ## the same and the system tests
 
 test-long: $(STAMP)  ## the system tests that take longer
 	$(SYSTEM_TESTS) -m long
+	$(PY) -m pytest $(SOAK_TESTS)
 
 chaos: $(STAMP)  ## the promises under faults, in full: kills, swaps under load, overload
 	$(PY) -m pytest $(LOAD_TESTS) $(FAULT_TESTS) $(SOAK_TESTS) --full -s

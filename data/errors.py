@@ -4,6 +4,7 @@
     ├── StoreError            a store that is missing, damaged or of another kind than asked for
     │   ├── StoreMissing
     │   ├── StoreDamaged
+    │   │   └── StoreUnreadable   the disk or the memory failed, not the files
     │   └── StoreMismatch     the store is sound, but not the one that the views were drawn from
     ├── VideoError            one video that cannot be used; carries the file and the reason
     ├── CatalogError          a data set's folder or its list files are not as its layout says
@@ -15,6 +16,8 @@ the text is made in `__str__`.
 """
 
 from __future__ import annotations
+
+import errno
 
 
 class DataError(ValueError):
@@ -41,8 +44,20 @@ class StoreDamaged(StoreError):
     """Bytes on disk are not what the manifest promises."""
 
 
+class StoreUnreadable(StoreDamaged):
+    """The disk or the memory failed, not the files: another try may go well."""
+
+
 class StoreMismatch(StoreError):
     """A sound store, but not the one that the views name."""
+
+
+_PASSING = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.EAGAIN}
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether the same reading may go well later: not for a file that is not there, or that nobody may read."""
+    return error.errno in _PASSING
 
 
 class VideoError(DataError):

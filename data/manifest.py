@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from data.errors import StoreDamaged, StoreMissing
+from data.errors import StoreDamaged, StoreMissing, StoreUnreadable, may_pass
 from data.segments import CODECS
 
 FORMAT = 1
@@ -134,7 +134,8 @@ def read_manifest(store: Path) -> Manifest:
     try:
         return _parse(path.read_bytes())
     except OSError as error:
-        raise StoreDamaged(str(store), f"{path.name} cannot be read ({error.strerror})") from error
+        kind = StoreUnreadable if may_pass(error) else StoreDamaged
+        raise kind(str(store), f"{path.name} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreDamaged(
             str(store), f"{path.name} is damaged ({error}); restore it from a copy, or ingest the videos again"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import StoreDamaged, StoreError, StoreMismatch, ViewError
+from data.errors import StoreDamaged, StoreError, StoreMismatch, StoreMissing, ViewError
 from data.manifest import SEGMENTS_FOLDER, Content, Manifest, Skipped, read_manifest
 from data.segments import Payload, Segment, SegmentDamaged, check_size, decode_jpegs
 from data.store_writer import StoreWriter
@@ -48,7 +48,10 @@ class ClipStore:
     @classmethod
     def open(cls, path: Path | str) -> ClipStore:
         """Raises StoreMissing, or StoreDamaged when manifest or segments are not as they were written."""
-        absolute = Path(path).expanduser().resolve()
+        try:
+            absolute = Path(path).expanduser().resolve()
+        except (ValueError, RuntimeError) as error:  # a NUL in it, or the home of a user that is not known
+            raise StoreMissing(repr(str(path)), f"this is no path: {error}") from None
         return cls(absolute, read_manifest(absolute))
 
     def __len__(self) -> int:

@@ -6,7 +6,8 @@ Every refusal is JSON, {"error": one sentence, "code": the class's name, "args":
     408 SlowBody    409 AliasMoved, GateRefused, TeacherMismatch, TeacherInUse, OtherFiles, OverBudget
     413 TooLarge    415 EncodedBody    422 BadQuery, ViewError, StoreMissing, StoreMismatch
     429 TeacherOverloaded, GatewayBusy (Retry-After)    500 InternalError    502 BadReply
-    503 TeacherUnavailable, TeacherNotResident, NotLoaded (Retry-After), NoCapacity, LibraryError, StoreDamaged
+    503 TeacherUnavailable, TeacherNotResident, NotLoaded (Retry-After), NoCapacity, LibraryError,
+        StoreDamaged
 
 teacher_server.wire_errors turns them back into exceptions. Needs neither torch nor Ray nor fastapi.
 """

@@ -69,7 +69,10 @@ class SharedAnswers(Generic[T]):
             if flight is not None and flight.task.done():
                 self._landed(key, flight)  # its callback is still to come; waiting for it here would not let that run
                 continue
-            left_s = timeout_s - (time.monotonic() - began)
+            waited_s = time.monotonic() - began
+            left_s = timeout_s - waited_s
+            if left_s <= 0:
+                raise TeacherUnavailable(who, waited_s, "its time ran out in the queue")
             if flight is None:  # `make` keeps to the time itself: what it began it may end
                 return await self._wait(key, self._start(key, make, left_s)), False
             try:

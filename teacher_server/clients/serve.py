@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from concurrent.futures import CancelledError
 from typing import Any
@@ -19,6 +20,8 @@ from teacher_server.protocol import TeacherId, TeacherQuery, TeacherReply
 __all__ = ["APP_NAME", "PendingReply", "ServeTeacherClient", "TeacherClient", "one_line", "typed_cause"]
 
 APP_NAME = "preceptor-teachers"
+
+logger = logging.getLogger(__name__)
 
 
 def app_key_of(head_node_id: str) -> str:
@@ -64,6 +67,7 @@ class _ServePending:
             if cause is not error:
                 raise cause from None
             # Nothing that was foreseen: another replica, or this one when it is asked again, may do better.
+            logger.error("a teacher replica failed at a question: %s", error)
             raise TeacherUnavailable(
                 str(self._teacher), self._waited_s(), one_line(getattr(error, "cause", error))
             ) from None

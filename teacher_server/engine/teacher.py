@@ -238,8 +238,10 @@ class FrozenTeacher:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory was short, of the device or of the machine; torch has no class of its own for the latter."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return (
+        isinstance(error, RuntimeError) and re.search("DefaultCPUAllocator|not enough memory", str(error)) is not None
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from data.errors import DataError
+from data.errors import DataError, StoreMissing, StoreUnreadable, may_pass
 from teacher_server.answering import (
     MAX_QUESTION_BYTES,
     ClipShape,
@@ -290,10 +290,11 @@ class Replica:
     def _load(self, query: TeacherQuery) -> NDArray[np.uint8]:
         try:
             return load_pixels(query, self._stores)
-        except (OSError, MemoryError) as error:  # the disk or the memory, not the question
-            raise TeacherUnavailable(
-                str(query.teacher), 0.0, f"the clips could not be read: {one_line(error)}"
-            ) from error
+        except (StoreUnreadable, OSError, MemoryError) as error:
+            if isinstance(error, OSError) and not may_pass(error):
+                raise StoreMissing(str(query.store), f"it cannot be opened here ({error.strerror})") from error
+            reason = f"the clips could not be read: {one_line(error)}"
+            raise TeacherUnavailable(str(query.teacher), 0.0, reason) from error
 
     def _forward(self, key: _BatchKey, parts: Sequence[Part[NDArray[np.uint8]]]) -> list[TeacherAnswer]:
         teacher = self._residents[key.teacher]

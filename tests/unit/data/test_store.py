@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from data.atomic import publish_new, write_atomic
 from data.draw import draw_tuples
-from data.errors import StoreDamaged, StoreError, StoreMismatch, StoreMissing, ViewError
+from data.errors import StoreDamaged, StoreError, StoreMismatch, StoreMissing, StoreUnreadable, ViewError
 from data.segments import encode
 from data.store import ClipStore, Skipped, StoreWriter
 from data.views import VIEW_DTYPE, Augment, ClipSpec, ViewBatch, key_hash
@@ -457,3 +457,17 @@ def test_write_atomic_replaces_whole_files_and_leaves_no_temporary_ones(tmp_path
     with pytest.raises(OSError, match="directory"):
         write_atomic(path, b"no")
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, StoreUnreadable), (errno.EACCES, StoreDamaged)])
+def test_a_disk_that_fails_is_told_from_files_that_nobody_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StoreDamaged]
+) -> None:
+    def fail(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    (tmp_path / "manifest-000001.json").touch()
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(StoreDamaged, match=os.strerror(number)) as caught:
+        ClipStore.open(tmp_path)
+    assert type(caught.value) is kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import shutil
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from data.errors import StoreMissing, StoreUnreadable
 from data.store import ClipStore
 from teacher_server.batching.batcher import Part
 from teacher_server.engine.ensemble import load_teacher
@@ -117,7 +119,10 @@ def test_a_forward_pass_that_fails_can_be_asked_again_elsewhere_and_a_faulty_gpu
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError("no room")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "Input/output error"), MemoryError("no room"), StoreUnreadable("store", "no more files")],
+)
 def test_clips_that_cannot_be_read_now_can_be_asked_for_again(
     own_library: TeacherLibrary,
     store: ClipStore,
@@ -141,6 +146,33 @@ def test_clips_that_cannot_be_read_now_can_be_asked_for_again(
         assert isinstance(refusal, TeacherUnavailable)
         assert f"the clips could not be read: {type(error).__name__}" in str(refusal)
         assert not isinstance(await replica.infer(query), Exception)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("reason", ["Permission denied", "File name too long", "this is no path", "no path: Could not"])
+def test_a_store_that_this_machine_cannot_open_is_missing_here(
+    own_library: TeacherLibrary, store: ClipStore, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    paths = {
+        "File name too long": "/" + 300 * "x",
+        "this is no path": "/a\0b",
+        "no path: Could not": "~nobody-at-all/x",
+    }
+    if reason == "Permission denied":  # as root one may read everything
+
+        def refuse(path: Path) -> int:
+            raise PermissionError(errno.EACCES, reason, str(path))
+
+        monkeypatch.setattr("data.manifest.latest_generation", refuse)
+
+    async def scene() -> None:
+        replica = make(own_library)
+        await replica.prepare(ONE)
+        query = tiny.views_query(store, tiny.draw(store, 2), store=paths.get(reason, str(store.path)))
+        refusal = await replica.infer(query)
+        assert isinstance(refusal, StoreMissing)
+        assert reason in str(refusal)
 
     asyncio.run(scene())
 
