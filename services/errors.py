@@ -4,7 +4,7 @@ Every refusal is JSON, {"error": one sentence, "code": the class's name, "args":
 
     400 MalformedRequest    401 Unauthorized    403 Forbidden    404 UnknownTeacher, NoRoute    405 NoMethod
     408 SlowBody    409 AliasMoved, GateRefused, TeacherMismatch, TeacherInUse, OtherFiles, OverBudget
-    413 TooLarge    415 EncodedBody    422 BadQuery, ViewError, StoreMissing, StoreMismatch
+    413 TooLarge    415 EncodedBody    422 BadQuery, StoreMissing, StoreMismatch
     429 TeacherOverloaded, GatewayBusy (Retry-After)    500 InternalError    502 BadReply
     503 TeacherUnavailable, TeacherNotResident, NotLoaded (Retry-After), NoCapacity, LibraryError,
         StoreDamaged

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from data.errors import ViewError
 from data.views import ViewBatch
 from data.views_arrow import from_arrow
 from services.bodies import parse_json, parse_model
@@ -157,7 +158,7 @@ class Encoded:
 def parse_question(body: memoryview, json_length: str | None) -> Question:
     """The question in a body; json_length: the header's value. Pixels are read-only, over the body's own memory.
 
-    Raises MalformedRequest, TooLarge, BadQuery; ViewError for views that are none.
+    Raises MalformedRequest, TooLarge, BadQuery.
     """
     split = len(body) if json_length is None else _split_at(json_length, len(body))
     request = parse_model(InferRequest, parse_json(body[:split]))
@@ -165,7 +166,14 @@ def parse_question(body: memoryview, json_length: str | None) -> Question:
         raise BadQuery("outputs: one is asked for twice")
     tensors = _tensors(request.inputs, body[split:])
     views = tensors.get("views")
-    return Question(request, tensors.get("pixels"), None if views is None else from_arrow(views.data))
+    return Question(request, tensors.get("pixels"), None if views is None else _to_views(views))
+
+
+def _to_views(stream: NDArray[np.uint8]) -> ViewBatch:
+    try:
+        return from_arrow(stream.data)
+    except ViewError as error:
+        raise BadQuery(str(error)) from None
 
 
 def _split_at(json_length: str, body_bytes: int) -> int:
