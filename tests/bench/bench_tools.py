@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -178,6 +179,14 @@ def private_cluster(num_cpus: int, core: int | None) -> Iterator[None]:
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def counted(count: int, what: str) -> Iterator[int]:
+    """0, 1, ..., and on standard error how many are done."""
+    for i in range(count):
+        print(f"\r{what}: {i} of {count}", end="", file=sys.stderr, flush=True)
+        yield i
+    print(f"\r{what}: {count} of {count}", file=sys.stderr, flush=True)
 
 
 def print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

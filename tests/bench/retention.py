@@ -32,6 +32,7 @@ from bench_tools import (
     Estimate,
     add_teacher,
     build_store,
+    counted,
     estimate,
     pin_process,
     print_rows,
@@ -95,14 +96,12 @@ def retention(bench: Bench) -> None:
         student.train(Block(arm, 1))
     seconds: dict[str, list[float]] = {name: [] for name in ("served", "beside", "control", "alone")}
     before, distilled = bench.clips_answered(), 0
-    for i in range(bench.alternations):
+    for i in counted(bench.alternations, "retention, alternations"):
         order = list(zip(seconds, arms, strict=True))
         for name, arm in order[i % 4 :] + order[: i % 4]:
             trained = student.train(Block(arm, STEPS))
             seconds[name].append(mean(trained))
             distilled += trained.distilled
-        print(f"\r{i + 1} of {bench.alternations} alternations", end="", flush=True)
-    print()
     student.end()
     assert distilled == STEPS * bench.alternations, "the distillation term was not applied in every served step"
     assert bench.clips_answered() - before >= 3 * BATCH * distilled, "the served steps were not served"
@@ -124,21 +123,19 @@ def retention(bench: Bench) -> None:
 def replay(bench: Bench) -> None:
     """Recorded first; then the app goes, and the same steps are trained from the ledger."""
     student = bench.student(OTHER_CORE)
-    for _ in range(bench.alternations):
+    for _ in counted(bench.alternations, "replay, recording"):
         student.train(Block("record", STEPS))
     bench.service.release("bench")
     bench.service.delete()
     student.train(Block("alone", 1))
     seconds: dict[str, list[float]] = {"replay": [], "alone": [], "control": []}
     distilled = 0
-    for i in range(bench.alternations):
+    for i in counted(bench.alternations, "replay, alternations"):
         order = [("replay", "replay"), ("alone", "alone"), ("control", "alone")]
         for name, arm in order[i % 3 :] + order[: i % 3]:
             trained = student.train(Block(arm, STEPS))  # type: ignore[arg-type]
             seconds[name].append(mean(trained))
             distilled += trained.distilled
-        print(f"\r{i + 1} of {bench.alternations} alternations", end="", flush=True)
-    print()
     student.end()
     assert distilled == STEPS * bench.alternations, "the distillation term was not applied in every replayed step"
     assert not bench.service.describe(), "a teacher was still there"
@@ -161,14 +158,12 @@ def one_core(bench: Bench) -> None:
     with EngineLoop(bench.library.root, bench.teacher, _shape(), OTHER_CORE) as loop:
         for arm in ("served", "alone"):
             student.train(Block(arm, 1))  # type: ignore[arg-type]
-        for i in range(bench.alternations):
+        for _ in counted(bench.alternations, "one core, alternations"):
             both = mean(student.train(Block("served", STEPS)))
             alone = mean(student.train(Block("alone", STEPS)))
             loop.start(2)
             ratios.append(both / (alone + loop.wait() / 2))
-            print(f"\r{i + 1} of {bench.alternations} alternations", end="", flush=True)
-    print()
-    student.end()
+        student.end()
     for pid in _teacher_pids(bench):
         pin_process(TEACHER_CORE, pid)
     ratio = estimate(ratios)

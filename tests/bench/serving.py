@@ -33,6 +33,7 @@ from bench_tools import (
     TEACHER_CORE,
     add_teacher,
     build_store,
+    counted,
     draw,
     estimate,
     pin_busiest_thread,
@@ -134,7 +135,7 @@ def saturation(bench: Bench) -> None:
         shape = pass_shape(load, chunk)
         callers = bench.callers(count, load)
         with EngineLoop(bench.library.root, load.teacher, shape, TEACHER_CORE) as loop:
-            ratios, loop_rates = alternate(bench, callers, loop, shape[0])
+            ratios, loop_rates = alternate(bench, name, callers, loop, shape[0])
         for caller in callers:
             ray.kill(caller)
         ratio, rate = estimate(ratios), estimate(loop_rates)
@@ -152,7 +153,9 @@ def saturation(bench: Bench) -> None:
     bench.results["saturation"] = figures
 
 
-def alternate(bench: Bench, callers: list[Any], loop: EngineLoop, clips: int) -> tuple[list[float], list[float]]:
+def alternate(
+    bench: Bench, name: str, callers: list[Any], loop: EngineLoop, clips: int
+) -> tuple[list[float], list[float]]:
     """Ratios by round, and the loop's rates."""
     loop.start(3)
     passes = max(3, round(bench.seconds / (loop.wait() / 3)))
@@ -162,7 +165,7 @@ def alternate(bench: Bench, callers: list[Any], loop: EngineLoop, clips: int) ->
         return passes * clips / loop.wait()
 
     before, ratios, rates = bare(), [], []
-    for _ in range(bench.rounds):
+    for _ in counted(bench.rounds, f"{name}, rounds"):
         served = bench.saturate(callers)
         after = bare()
         ratios.append(served / ((before + after) / 2))
@@ -190,7 +193,7 @@ def batching(bench: Bench) -> None:
     }
     forwards = dict.fromkeys(arms, 0)
     waits_s: dict[str, list[float]] = {name: [] for name in arms}
-    for i in range(bench.rounds):
+    for i in counted(bench.rounds, "batching, traces"):
         rate = bench.saturate([caller])
         trace = np.cumsum(np.random.default_rng(i).exponential(load.items / (0.8 * rate), TRACE_QUESTIONS))
         for name in list(arms)[:: 1 if i % 2 else -1]:
@@ -261,7 +264,7 @@ def by_value(bench: Bench) -> None:
     }
     rates: dict[str, list[float]] = {name: [] for name in arms}
     seed = 0
-    for _ in range(bench.rounds):
+    for _ in counted(bench.rounds, "by value, rounds"):
         for name, submit in arms.items():
             rate, seed = window(submit, seed, bench.seconds)
             rates[name].append(rate)
