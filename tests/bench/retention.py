@@ -48,7 +48,7 @@ from teacher_server.protocol import TeacherRef
 from teacher_server.serve.deployment import TeacherService
 
 PARTS = ("retention", "replay", "one-core", "equal")
-WIDTH, BATCH = 0.25, 4
+WIDTH, BATCH = 0.25, 6
 STEPS = 2  # measured per block
 EQUAL_STEPS = 10  # of each student: a short window would be all beginning and end
 LEAST_STEP_S = 1.0
@@ -115,7 +115,11 @@ def retention(bench: Bench) -> None:
     }
     step = estimate(seconds["beside"])
     print_rows("retention", ("student clips/s", "ratio"), [(name, str(value)) for name, value in ratios.items()])
-    print(f"step {step.median:.2f} s (at least {LEAST_STEP_S:g} asked), forward {forward_s:.2f} s (less than the step)")
+    fits = step.median >= LEAST_STEP_S and forward_s < step.median
+    print(
+        f"step {step.median:.2f} s (at least {LEAST_STEP_S:g} asked), forward {forward_s:.2f} s (less than the step): "
+        f"{'ok' if fits else 'NOT REACHED'}"
+    )
     _verdict("retention", ratios["served / beside an equal forward"].median)
     bench.results["retention"] = {**ratios, "step s": step, "forward s": forward_s}
 
