@@ -14,6 +14,7 @@ and without a teacher, and left out.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -93,6 +94,7 @@ class StudentProcess:
         self._connection, child = context.Pipe()
         self._process = context.Process(target=_serve, args=(child, setup))
         self._process.start()
+        atexit.register(self._process.kill)  # on Ctrl-C; multiprocessing would wait for it
         self._connection.recv()
 
     @property
