@@ -35,7 +35,7 @@ from teacher_server.zoo.names import ARCH_VERSION
 
 SPEC = ClipSpec(clip_len=16, interval=4, crop=112)
 FRAME_SIZE = (128, 171)
-NUM_VIDEOS = 36
+NUM_VIDEOS = 32
 NUM_FRAMES = 72
 TEACHER_CORE, OTHER_CORE = 1, 0
 

@@ -146,6 +146,7 @@ class Student:
         torch.manual_seed(0)
         self._store = ClipStore.open(self._config.store)
         train_rows, *_ = split_rows(self._store, self._config)
+        assert len(train_rows) % setup.batch_size == 0, "the last batch of an epoch would be smaller, its step shorter"
         self._sampler = Sampler(self._store.videos, train_rows, self._config)
         self._state = new_state(self._config, torch.device("cpu"), num_train=len(train_rows), teacher=TeacherFacts())
         self._collective = Collective()
