@@ -262,4 +262,7 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Before each step: what a layer such as dropout draws depends on these alone, not on the steps that this process
     did before, so a resumed run draws the same. Ours draw nothing."""
     digest = hashlib.sha256(f"step {seed} {step} {rank}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "big"))
+    number = int.from_bytes(digest[:8], "big")
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():  # torch.manual_seed also seeds devices that nobody uses, which takes a millisecond
+        torch.cuda.manual_seed_all(number)

@@ -7,6 +7,7 @@ Axis letters: N views, V videos, M clips of a video, D features.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -14,12 +15,15 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from data.draw import uniform_clips
 from data.input_spec import InputSpec
 from data.prepare import prepare
 from data.render import render_batch
 from data.views import ClipSpec, VideoTable, ViewBatch
+from teacher_server.zoo.fold import fold_batch_norm
+from teacher_server.zoo.layers import Backbone
 from teacher_server.zoo.network import VideoNetwork
 from trainer.errors import EvaluationError
 
@@ -79,11 +83,12 @@ def view_features(
     distinct, inverse_N = _distinct(batch)
     features = np.empty((len(distinct), network.backbone.feature_size), dtype=np.float32)
     device = next(network.parameters()).device
-    with frozen(network):
+    backbone = _folded(network.backbone)
+    with torch.inference_mode():
         for start in range(0, len(distinct), batch_clips):
             part = distinct.items(start, start + batch_clips)
             pixels = torch.from_numpy(render_batch(store.gather(part), part)).to(device)
-            features[start : start + len(part)] = network.features(prepare(pixels, input_spec)).float().cpu().numpy()
+            features[start : start + len(part)] = backbone(prepare(pixels, input_spec)).float().cpu().numpy()
             if progress is not None:
                 progress(start + len(part), len(distinct))
     if not np.isfinite(features).all():
@@ -108,6 +113,15 @@ def clip_features(
     views = uniform_clips(store.videos, rows, spec=spec, clips_per_video=clips_per_video)
     features = view_features(network, store, views, input_spec, batch_clips=batch_clips, progress=progress)
     return features.reshape(len(rows), clips_per_video, features.shape[1])
+
+
+def _folded(backbone: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose batch-norms are folded into its convolutions, as a teacher's are: a tenth to a
+    third less time for each clip. A plug-in that is no Backbone keeps its batch-norms, as in a teacher."""
+    copied = copy.deepcopy(backbone).eval()
+    if isinstance(copied, Backbone):
+        fold_batch_norm(copied)
+    return copied
 
 
 def _distinct(batch: ViewBatch) -> tuple[ViewBatch, NDArray[np.int64]]:
