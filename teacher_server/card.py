@@ -25,12 +25,13 @@ from pydantic import (
 )
 
 from data.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
-from data.views import ClipSpec
+from data.views import REMOTE, SEGMENT_COPY, ClipSpec
 from teacher_server.errors import BadQuery, LibraryError, TeacherMismatch
 from teacher_server.protocol import TeacherId
 from teacher_server.zoo.names import ARCHITECTURES, is_architecture_name
 
 PRETEXT_CLASSES = ("unchanged", "rotation", "spatial_permutation", "temporal_swap", "temporal_shuffle")
+_REMOTE_CLIP = "remote_clip"  # the fifth operation of VCP and PCL
 CHUNK_ITEMS = 8
 MAX_CHUNK_BYTES = 2**29  # of one forward pass's pixels: 891 clips of 16x112x112
 MAX_MEMBERS = 32
@@ -45,9 +46,11 @@ def numbered_classes(count: int) -> tuple[str, ...]:
     return tuple(f"class_{number:03d}" for number in range(count))
 
 
-def pretext_classes(operation: str = "") -> tuple[str, ...]:
-    """What a pretext head tells apart. operation: name of the user's own in the place of the temporal shuffle."""
-    return (*PRETEXT_CLASSES[:-1], operation) if operation else PRETEXT_CLASSES
+def pretext_classes(operation: str = "", shuffle: int = SEGMENT_COPY) -> tuple[str, ...]:
+    """What a pretext head tells apart. operation: name of the user's own in the place of the temporal shuffle.
+    shuffle: the variant of that, by the view generator's number; who knows one of them does not know the other."""
+    fifth = operation or (_REMOTE_CLIP if shuffle == REMOTE else PRETEXT_CLASSES[-1])
+    return (*PRETEXT_CLASSES[:-1], fifth)
 
 
 class Provenance(BaseModel):
@@ -115,9 +118,15 @@ class Card(BaseModel):
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     def check_fits(
-        self, teacher: str, spec: ClipSpec, *, num_action_classes: int | None = None, operation: str = ""
+        self,
+        teacher: str,
+        spec: ClipSpec,
+        *,
+        num_action_classes: int | None = None,
+        operation: str = "",
+        shuffle: int = SEGMENT_COPY,
     ) -> None:
-        """Raises TeacherMismatch with every difference spelled out. operation: the run's own pretext operation."""
+        """Raises TeacherMismatch with every difference spelled out. operation, shuffle: as for `pretext_classes`."""
         differences = []
         if spec.clip_len < self.min_clip_len:
             differences.append(f"it takes clips of at least {self.min_clip_len} frames, the run has {spec.clip_len}")
@@ -125,9 +134,10 @@ class Card(BaseModel):
             differences.append(
                 f"it takes {self.crop}x{self.crop} pixels, the run crops {spec.crop}x{spec.crop} (--crop)"
             )
-        expected = pretext_classes(operation)
+        expected = pretext_classes(operation, shuffle)
         if self.head == "pretext" and self.classes != expected:
-            differences.append(f"its classes are {', '.join(self.classes)}, expected {', '.join(expected)}")
+            flags = " (--shuffle, --pretext-operation)" if self.classes[:-1] == expected[:-1] else ""
+            differences.append(f"its classes are {', '.join(self.classes)}, expected {', '.join(expected)}{flags}")
         if self.head == "action" and num_action_classes is not None and len(self.classes) != num_action_classes:
             differences.append(f"it knows {len(self.classes)} classes, the store has {num_action_classes}")
         if differences:

@@ -65,7 +65,7 @@ def export_teacher(
         width=config.width,
         head=chosen,
         classes=(
-            pretext_classes(config.pretext_operation)
+            pretext_classes(config.pretext_operation, config.shuffle_variant)
             if chosen == "pretext"
             else _action_classes(config, num_classes, classes)
         ),

@@ -11,6 +11,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.store import ClipStore
+from data.views import REMOTE, SEGMENT_COPY
 from teacher_server.card import pretext_classes
 from trainer.evaluation_pictures import RETRIEVAL_INTRO, confusion_figure, retrieval_row
 from trainer.report_data import RunData, duration, percent
@@ -97,7 +98,9 @@ def labels(run: RunData) -> list[Html]:
 
 def _operations(run: RunData) -> tuple[str, ...]:
     """What the five labels are called in this run."""
-    return tuple(name.replace("_", " ") for name in pretext_classes(str(run.config.get("pretext_operation", ""))))
+    shuffle = REMOTE if run.config.get("shuffle") == "remote" else SEGMENT_COPY
+    names = pretext_classes(str(run.config.get("pretext_operation", "")), shuffle)
+    return tuple(name.replace("_", " ") for name in names)
 
 
 def timeline(run: RunData) -> Html:

@@ -72,7 +72,9 @@ def student_action_classes(config: RunConfig, teacher: TeacherFacts | None, stor
 
 def _of_card(card: Card, config: RunConfig) -> TeacherFacts:
     """Raises TeacherMismatch, ConfigError."""
-    card.check_fits(config.teacher, config.clip_spec, operation=config.pretext_operation)
+    card.check_fits(
+        config.teacher, config.clip_spec, operation=config.pretext_operation, shuffle=config.shuffle_variant
+    )
     said = (
         ("teacher_head", "" if config.teacher_head == "auto" else config.teacher_head, card.head),
         ("teacher_classes", config.teacher_classes, len(card.classes)),

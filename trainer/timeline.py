@@ -236,4 +236,6 @@ def _check_entry(entry: TimelineEntry, config: RunConfig, library: TeacherLibrar
             f"{teacher} had digest {entry.digest[:12]} then, in {library.root} it has {found.digest[:12]}: "
             "put the old files back"
         )
-    found.card.check_fits(entry.teacher, config.clip_spec, operation=config.pretext_operation)
+    found.card.check_fits(
+        entry.teacher, config.clip_spec, operation=config.pretext_operation, shuffle=config.shuffle_variant
+    )

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from data.views import SEGMENT_COPY
+
 HEAD = "head"  # a table maps a head to this where only its shape tells whether it is a pretext or an action head
 PRETEXT_HEAD, ACTION_HEAD = "pretext_head.linear", "action_head.linear"
 PROJECTOR = "projector.mlp.0"  # its first layer
@@ -40,6 +42,7 @@ class Layout:
     of the batch-norm at the backbone's end, whose length is the feature size: full_features at width 1. prefix: may
     stand before their names. The rest is what that project's networks were trained on, unless the user says otherwise.
     backward_residual: its residual clips are frame t-1 minus frame t, where ours are frame t minus frame t-1.
+    shuffle: the variant of the fifth pretext operation that its pretext heads know, by the view generator's number.
     sign: what must be there besides the stem. kept: for a plug-in's network, whose names nobody knows beforehand: names
     that begin so are ours already, `modules` has the heads only, and the feature size is asked of the network.
     """
@@ -56,6 +59,7 @@ class Layout:
     prefix: str = ""
     full_features: int = 512
     backward_residual: bool = False
+    shuffle: int = SEGMENT_COPY
     sign: Sign | None = None
     kept: str = ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from data.input_spec import IMAGENET_MEAN, IMAGENET_STD
+from data.views import SEGMENT_COPY
 from teacher_server.importers import torchvision, vcop
 from teacher_server.importers.layout import ACTION_HEAD, HEAD, PRETEXT_HEAD, Layout
 
@@ -30,6 +31,7 @@ def _native(layout: Layout) -> Layout:
         modality="res",
         prefix="",
         backward_residual=False,
+        shuffle=SEGMENT_COPY,
         sign=None if sign is None else dataclasses.replace(sign, name=f"backbone.{sign.name}"),
     )
 

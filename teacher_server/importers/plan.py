@@ -18,8 +18,10 @@ from torch import Tensor
 
 from data.input_spec import IMAGENET_MEAN, IMAGENET_STD
 from data.plugins import PluginError
-from teacher_server.card import PRETEXT_CLASSES, Provenance, TeacherCard, numbered_classes
+from data.views import REMOTE
+from teacher_server.card import Provenance, TeacherCard, numbered_classes, pretext_classes
 from teacher_server.engine.weights import build_teacher_network, scaffold
+from teacher_server.importers import torchvision
 from teacher_server.importers.errors import ImportRefused
 from teacher_server.importers.layout import ACTION_HEAD, HEAD, PRETEXT_HEAD, PROJECTOR, Layout
 from teacher_server.importers.layouts import choose_layout, rename, shortened
@@ -31,6 +33,7 @@ from teacher_server.zoo.registry import build_backbone
 
 _COUNTER = ".num_batches_tracked"  # of batch-norm; old checkpoints lack it, and frozen networks do not use it
 _HEADS = {"pretext": PRETEXT_HEAD, "action": ACTION_HEAD}
+_SAY_OTHERWISE = "(--modality, --mean and --std say otherwise)"
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ def make_plan(source: Source, wishes: Wishes, command: str = "") -> ImportPlan:
     found = _with_known_head(source.file, found, size)
     head = _choose_head(source.file, found, wishes)
     notes: list[str] = []
-    layout = _as_trained(layout, found, head, notes)
-    classes = _classes(source.file, found, head, wishes, notes)
+    layout = _as_trained(layout, found, head, wishes, notes)
+    classes = _classes(source.file, layout, found, head, wishes, notes)
     card = _card(source, wishes, layout, head, size, classes, command)
     served = {name: tensor for name, tensor in found.items() if name.startswith(("backbone.", _HEADS[head]))}
     tensors = _fitted(source.file, served, card, notes)
@@ -128,23 +131,46 @@ def _choose_head(file: str, found: Mapping[str, Tensor], wishes: Wishes) -> Lite
     return "pretext" if head == "pretext" else "action"
 
 
-def _as_trained(layout: Layout, found: Mapping[str, Tensor], head: str, notes: list[str]) -> Layout:
-    """The layout with the habits of PCL's pretext training where there is the projector that only this has: other
-    ones than those of VCOP, VCP and all classifiers of the same names. Adds to `notes`."""
-    if not (layout.backward_residual and head == "pretext" and f"{PROJECTOR}.weight" in found):
+def _as_trained(layout: Layout, found: Mapping[str, Tensor], head: str, wishes: Wishes, notes: list[str]) -> Layout:
+    """The layout with the input that these weights were trained on, as far as their heads tell. Adds to `notes`."""
+    own_heads = any(name.startswith((PRETEXT_HEAD, PROJECTOR)) for name in found)
+    if layout.name == torchvision.NAME and own_heads:
+        notes.append(f"its heads are this project's: taken for its students' input {_SAY_OTHERWISE}")
+        return dataclasses.replace(layout, modality="res", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    if not layout.backward_residual:
         return layout
-    notes.append(
-        "its projector shows PCL's pretext training: taken for frame differences with ImageNet's mean and std "
-        "(--modality, --mean and --std say otherwise)"
-    )
-    return dataclasses.replace(layout, modality="res", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    if head == "pretext" and f"{PROJECTOR}.weight" in found:  # VCOP, VCP and all classifiers have none
+        notes.append(
+            "its projector shows PCL's pretext training: taken for frame differences with ImageNet's mean and std "
+            f"{_SAY_OTHERWISE}"
+        )
+        return dataclasses.replace(layout, modality="res", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    if wishes.modality is None:
+        notes.append(
+            "taken for RGB frames without normalisation: weights that were trained on frame differences, as PCL's "
+            "classifiers are by default, need --modality res"
+        )
+    elif wishes.modality == "res" and head == "pretext":
+        notes.append(
+            "VCP's residual pretext training puts its clips in [0, 1] around one half, which no card can say: the "
+            "answers of such weights would mean nothing here"
+        )
+    return layout
 
 
-def _classes(file: str, found: Mapping[str, Tensor], head: str, wishes: Wishes, notes: list[str]) -> tuple[str, ...]:
+def _classes(
+    file: str, layout: Layout, found: Mapping[str, Tensor], head: str, wishes: Wishes, notes: list[str]
+) -> tuple[str, ...]:
     """The user's names, or the pretext operations, or numbers for an action head. Adds to `notes`."""
     count = len(found[f"{_HEADS[head]}.weight"])
-    if wishes.classes is None and head == "pretext" and count == len(PRETEXT_CLASSES):
-        return PRETEXT_CLASSES
+    operations = pretext_classes(shuffle=layout.shuffle)
+    if wishes.classes is None and head == "pretext" and count == len(operations):
+        if layout.shuffle == REMOTE:
+            notes.append(
+                "taken for the five operations of VCP and PCL, the fifth a remote clip: for students with --shuffle "
+                "remote, best with --any-swap (--classes says otherwise)"
+            )
+        return operations
     if wishes.classes is None and head == "action":
         notes.append(f"its {count} classes are numbered; --classes FILE names them")
         return numbered_classes(count)

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from data.views import REMOTE
 from teacher_server.importers.layout import ACTION_HEAD, HEAD, PRETEXT_HEAD, Layout, Sign
 
+NAME = "torchvision"
 KINETICS_MEAN = (0.43216, 0.394666, 0.37645)
 KINETICS_STD = (0.22803, 0.22145, 0.216989)
 _PROJECTOR = {name: name for name in ("projector.mlp.0", "projector.mlp.2")}
@@ -46,7 +48,7 @@ def _modules(*, factorised: bool) -> list[str]:
 def _torchvision(arch: str, sign: Sign) -> Layout:
     names = _modules(factorised=arch == "r2plus1d_18")
     return Layout(
-        name="torchvision",
+        name=NAME,
         arch=arch,
         modules={name: f"backbone.{name}" for name in names}
         | {"fc": ACTION_HEAD, PRETEXT_HEAD: PRETEXT_HEAD}
@@ -78,6 +80,7 @@ def _pcl(layout: Layout) -> Layout:
         std=(1.0, 1.0, 1.0),
         prefix="base_network.",
         backward_residual=True,
+        shuffle=REMOTE,
         sign=dataclasses.replace(layout.sign, name=numbered(layout.sign.name)),
     )
 

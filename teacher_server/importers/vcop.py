@@ -2,12 +2,15 @@
 
 Their pretext networks put `base_network.` before the backbone's names and add `fc` (and PCL `projector`); their
 classifiers have neither prefix nor `fc` but `linear`. They feed pixels in [0, 1] without normalisation, 16 frames of
-112x112; PCL's pretext training feeds residual clips with ImageNet's normalisation. Residual clips are `roll(x, 1) - x`:
-frame t-1 minus frame t, and frame 0 against the last one.
+112x112; PCL's pretext training feeds residual clips with ImageNet's normalisation. PCL's residual clips are
+`roll(x, 1) - x`: frame t-1 minus frame t, and frame 0 against the last one. VCP and PCL tell the same five operations
+apart, in our order, the fifth a remote clip; VCP's residual pretext training feeds half of `roll(x, 1) - x` plus one
+half, which is no input that a card can say.
 """
 
 from __future__ import annotations
 
+from data.views import REMOTE
 from teacher_server.importers.layout import HEAD, Layout
 
 _C3D_LAYERS = ("1", "2", "3a", "3b", "4a", "4b", "5a", "5b")
@@ -49,6 +52,7 @@ def _layout(arch: str, modules: dict[str, str], last_norm: str) -> Layout:
         modality="rgb",
         prefix="base_network.",
         backward_residual=True,
+        shuffle=REMOTE,
     )
 
 

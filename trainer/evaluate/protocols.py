@@ -106,7 +106,11 @@ def evaluate(
         store=store.path.name,
         store_fingerprint=store.fingerprint,
         settings=request.settings(tuple(split.name for split in splits)),
-        classes=pretext_classes(request.operation) if request.protocol == "pretext" else printable(store.classes),
+        classes=(
+            pretext_classes(request.operation, request.shuffle)
+            if request.protocol == "pretext"
+            else printable(store.classes)
+        ),
         splits=scores,
         mean_accuracy=float(np.mean([score.accuracy for score in scores])),
         mean_interval=bootstrap_mean_interval(

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from data.views import ClipSpec
+from data.views import REMOTE, SEGMENT_COPY, ClipSpec
 from teacher_server import library as library_module
-from teacher_server.card import TeacherCard, parse_card
+from teacher_server.card import TeacherCard, parse_card, pretext_classes
 from teacher_server.errors import BadQuery, LibraryError, TeacherMismatch, UnknownTeacher
 from teacher_server.library import CARD, WEIGHTS, TeacherLibrary
 from teacher_server.protocol import TeacherId, TeacherRef
@@ -166,6 +166,14 @@ class TestFit:
         for card, operation in ((own, ""), (own, "ops:mirror"), (tiny.make_card(), "ops:reverse")):
             with pytest.raises(TeacherMismatch, match="its classes are unchanged"):
                 card.check_fits("alpha@1", spec, operation=operation)
+
+    def test_a_teacher_of_the_other_temporal_shuffle_is_refused_with_the_flag(self, tiny: ModuleType) -> None:
+        spec = ClipSpec(clip_len=8, interval=8, crop=32)
+        copied, remote = tiny.make_card(), tiny.make_card(classes=pretext_classes(shuffle=REMOTE))
+        remote.check_fits("alpha@1", spec, shuffle=REMOTE)
+        for card, shuffle in ((copied, REMOTE), (remote, SEGMENT_COPY)):
+            with pytest.raises(TeacherMismatch, match=r"remote_clip.*--shuffle"):
+                card.check_fits("alpha@1", spec, shuffle=shuffle)
 
     def test_a_card_that_resizes_takes_any_crop(self, tiny: ModuleType) -> None:
         assert self.fits(tiny.make_card(resize=True), crop=40) == ()

@@ -10,15 +10,17 @@ import torch
 from data.draw import eval_tuples, uniform_clips
 from data.prepare import prepare
 from data.render import render_batch
-from teacher_server.card import PRETEXT_CLASSES
+from data.views import REMOTE
+from teacher_server.card import PRETEXT_CLASSES, pretext_classes
 from teacher_server.engine.teacher import FrozenTeacher
-from teacher_server.errors import LibraryError
+from teacher_server.errors import LibraryError, TeacherMismatch
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
 from trainer.checkpoint import CheckpointError
 from trainer.config import ConfigError
 from trainer.export import export_teacher, main
 from trainer.plan import student_input
+from trainer.teacher_facts import teacher_facts
 
 
 def train(bench, config, name="run"):
@@ -97,6 +99,15 @@ def test_a_run_with_its_own_operation_teaches_under_that_operation_s_name(bench,
     assert card.classes == (*PRETEXT_CLASSES[:4], "export_operation:mirror")
     with pytest.raises(ConfigError, match="--classes names an action head's classes"):
         export_teacher(run, "mine", library, classes=tuple("abcde"))
+
+
+def test_a_run_with_remote_clips_teaches_under_their_name_and_no_student_of_the_other_shuffle(bench, config):
+    run, _ = train(bench, dataclasses.replace(config, shuffle="remote"))
+    teacher = export_teacher(run, "far", TeacherLibrary(bench.home / "teachers"))
+    assert TeacherLibrary(bench.home / "teachers").entry(teacher).card.classes == pretext_classes(shuffle=REMOTE)
+    assert teacher_facts(dataclasses.replace(config, teacher="far@1", shuffle="remote")).num_classes == 5
+    with pytest.raises(TeacherMismatch, match=r"remote_clip, expected .*temporal_shuffle \(--shuffle"):
+        teacher_facts(dataclasses.replace(config, teacher="far@1"))
 
 
 def test_a_head_that_a_student_does_not_have_is_refused(bench, config, tmp_path):

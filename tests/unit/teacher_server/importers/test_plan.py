@@ -14,7 +14,8 @@ from torch import Tensor
 
 from data.input_spec import IMAGENET_MEAN, IMAGENET_STD
 from data.prepare import prepare
-from teacher_server.card import PRETEXT_CLASSES
+from data.views import REMOTE
+from teacher_server.card import pretext_classes
 from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.errors import LibraryError
 from teacher_server.importers.errors import ImportRefused
@@ -39,7 +40,7 @@ def test_architecture_width_and_head_are_seen_from_the_tensors(foreign: ModuleTy
     network = foreign.random_network(arch, width=width, projector=False)
     plan = make_plan(source(foreign.vcop_tensors(network)), Wishes(), "make it")
     card = plan.card
-    assert (card.arch, card.width, card.head, card.classes) == (arch, width, "pretext", PRETEXT_CLASSES)
+    assert (card.arch, card.width, card.head, card.classes) == (arch, width, "pretext", pretext_classes(shuffle=REMOTE))
     assert card.feature_size == scale_channels(512, width)
     assert (card.crop, card.clip_len, card.modality, card.mean, card.std) == (112, 16, "rgb", (0, 0, 0), (1, 1, 1))
     assert card.provenance.model_dump() == {
@@ -65,6 +66,8 @@ def test_a_projector_beside_a_pretext_head_means_the_input_of_pcl(foreign: Modul
     assert (plan.card.mean, plan.card.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert plan.notes[0].startswith("its projector shows PCL's pretext training: taken for frame differences")
     assert torch.equal(plan.tensors[plan.layout.stem[1]], -network.state_dict()[plan.layout.stem[1]])
+
+    assert plan.card.classes[4] == "remote_clip"
 
     told = make_plan(source(tensors), Wishes(modality="rgb", mean=(0, 0, 0), std=(1, 1, 1))).card
     assert (told.modality, told.mean, told.std) == ("rgb", (0, 0, 0), (1, 1, 1))
@@ -124,7 +127,10 @@ def test_residual_clips_of_vcop_count_backwards(foreign: ModuleType) -> None:
     """Their first convolution on x[t-1] - x[t] gives what ours gives on x[t] - x[t-1]."""
     theirs = foreign.vcop_tensors(foreign.random_network("r3d", projector=False))
     plan = make_plan(source(theirs), Wishes(modality="res", **SMALL))
-    assert plan.notes == ("the first convolution's sign is turned: that code takes frame t-1 minus frame t",)
+    about_vcp, about_operations, about_sign = plan.notes
+    assert about_vcp.startswith("VCP's residual pretext training puts its clips in [0, 1] around one half")
+    assert about_operations.startswith("taken for the five operations of VCP and PCL, the fifth a remote clip")
+    assert about_sign == "the first convolution's sign is turned: that code takes frame t-1 minus frame t"
     clip = torch.rand(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     backwards, forwards = clip[:, :, :-1] - clip[:, :, 1:], clip[:, :, 1:] - clip[:, :, :-1]
     expected = torch.nn.functional.conv3d(backwards, theirs["base_network.conv1.temporal_spatial_conv.weight"])
@@ -211,7 +217,7 @@ def test_a_torchvision_network_is_imported_and_computes_what_it_did(
 
 
 def test_weights_of_torchvision_get_the_preprocessing_of_kinetics(foreign: ModuleType) -> None:
-    network = foreign.random_network("mc3_18", pretext_classes=0, action_classes=400)
+    network = foreign.random_network("mc3_18", pretext_classes=0, action_classes=400, projector=False)
     plan = make_plan(source(foreign.torchvision_tensors(network)), Wishes())
     card = plan.card
     assert (card.mean, card.std) == ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
@@ -225,6 +231,28 @@ def test_residual_clips_of_pcl_count_backwards(foreign: ModuleType) -> None:
     theirs = foreign.pcl_tensors(network)
     turned = make_plan(source(theirs), Wishes(modality="res", **SMALL)).tensors["backbone.stem.0.weight"]
     assert torch.equal(turned, -theirs["base_network.0.0.weight"])
+
+
+@pytest.mark.parametrize("layout", ["vcop", "pcl"])
+def test_a_classifier_whose_input_nobody_can_see_is_taken_for_rgb_and_says_so(foreign: ModuleType, layout: str) -> None:
+    network = foreign.random_network(
+        "r3d" if layout == "vcop" else "r3d_18", pretext_classes=0, action_classes=3, projector=False
+    )
+    theirs = foreign.vcop_tensors(network) if layout == "vcop" else foreign.pcl_tensors(network)
+    plan = make_plan(source(theirs), Wishes())
+    assert (plan.card.modality, plan.card.mean, plan.card.std) == ("rgb", (0, 0, 0), (1, 1, 1))
+    assert "need --modality res" in plan.notes[0]
+    assert not any("--modality" in note for note in make_plan(source(theirs), Wishes(modality="rgb")).notes)
+
+
+def test_a_student_that_was_exported_with_torchvisions_names_keeps_its_own_input(foreign: ModuleType) -> None:
+    """Its heads, which torchvision does not have, tell it apart from Kinetics weights."""
+    network = foreign.random_network("r3d_18")
+    plan = make_plan(source(foreign.torchvision_tensors(network)), Wishes())
+    assert (plan.layout.name, plan.card.head, plan.card.modality) == ("torchvision", "pretext", "res")
+    assert (plan.card.mean, plan.card.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert plan.card.classes == pretext_classes()
+    assert plan.notes[0].startswith("its heads are this project's")
 
 
 PLUGIN = "preceptor_import_plugin:tiny"
