@@ -64,7 +64,8 @@ def import_(
     Example: preceptor teacher import vcp_r3d.pth --name r3d-vcp --clip-len 16 --crop 112
 
     Args:
-        source: a .pth, .pt, .bin, .pkl or .safetensors file, or run:ID for a student of this project.
+        source: a .pth, .pt, .bin, .pkl or .safetensors file, or run:ID for a student of this project, as it
+            was after its last step, or run:ID:best as validation liked it most.
         name: of the teacher.
         layout: whose names the tensors have; native is this project's, vcop that of VCOP, VCP and PCL, torchvision that
             of its r3d_18, mc3_18 and r2plus1d_18, pcl that of PCL's release of these.

@@ -111,26 +111,33 @@ def _table(title: str, rows: dict[str, str]) -> Table:
 
 
 def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary, mode: ImportMode) -> TeacherId | None:
-    """A student of this project: its run says all that the card needs. It is tried in a library of its own first."""
+    """A student of this project: its run says all that the card needs. It is tried in a library of its own first.
+
+    run_id: of its newest checkpoint, with `:best` behind it of the one that validation chose."""
     from safetensors.torch import load_file
 
     from teacher_server.engine.teacher import FrozenTeacher
     from teacher_server.importers.install import best_precision
     from teacher_server.importers.plan import checked_card
+    from trainer.checkpoint import BEST
     from trainer.errors import CheckpointError
     from trainer.export import export_teacher
     from trainer.runs import RunFolder
 
     source = f"{RUN_PREFIX}{run_id}"
     _refuse_flags_of_files(source, wishes, mode)
-    folder = RunFolder(runs_folder() / run_id)
-    if not folder.config.is_file():
-        raise ImportRefused(source, f"there is no such run under {runs_folder()}")
+    name_of_run, colon, which = run_id.partition(":")
+    folder = RunFolder(runs_folder() / name_of_run)
+    if not folder.config.is_file() or (colon and which != BEST):
+        raise ImportRefused(source, f"there is no such run under {runs_folder()}; expected run:ID or run:ID:{BEST}")
     with tempfile.TemporaryDirectory(prefix="preceptor-import-") as scratch:
         trial = TeacherLibrary(Path(scratch))
         try:
             command = f"preceptor teacher import {source}"
-            entry = trial.entry(export_teacher(folder, name, trial, command, head=wishes.head, classes=wishes.classes))
+            made = export_teacher(
+                folder, name, trial, command, head=wishes.head, classes=wishes.classes, best=which == BEST
+            )
+            entry = trial.entry(made)
         except CheckpointError as error:
             raise ImportRefused(source, str(error)) from None
         assert isinstance(entry.card, TeacherCard)  # a student is one network

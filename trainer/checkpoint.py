@@ -152,7 +152,12 @@ def whole_checkpoints(folder: Path) -> list[CheckpointFacts]:
 def newest_step(folder: Path) -> int:
     """Steps of the newest checkpoint by name, 0 when there is none; nothing is read."""
     paths = _checkpoints(folder)
-    return int(paths[-1].name.removeprefix("step-")) if paths else 0
+    return step_of(paths[-1]) if paths else 0
+
+
+def step_of(checkpoint: Path) -> int:
+    """Steps that a checkpoint's folder is named after."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def load_network_tensors(checkpoint: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A trained student becomes a teacher: its newest checkpoint and a card, added to a teacher library.
+"""A trained student becomes a teacher: a checkpoint of its run and a card, added to a teacher library.
 
 python -m trainer.export RUN --name NAME [--library DIR]
 """
@@ -15,20 +15,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.errors import DataError
-from data.home import runs_folder, store_path, teachers_folder
-from data.store import ClipStore
-from teacher_server.card import Provenance, TeacherCard, numbered_classes, pretext_classes
+from data.home import runs_folder, teachers_folder
+from teacher_server.card import Provenance, TeacherCard, pretext_classes
 from teacher_server.errors import TeacherError
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
 from teacher_server.zoo.heads import CLIPS_PER_TUPLE
 from teacher_server.zoo.names import ARCH_VERSION
-from trainer.checkpoint import load_network_tensors, newest_checkpoint
+from trainer.checkpoint import load_network_tensors, newest_checkpoint, step_of
 from trainer.config import ConfigError, RunConfig
 from trainer.errors import CheckpointError
 from trainer.report_data import read_metrics
 from trainer.runs import RunFolder
-from trainer.teacher_facts import teacher_facts
+from trainer.student_files import best_checkpoint
+from trainer.teacher_facts import action_class_names
 
 Head = Literal["pretext", "action"]
 
@@ -41,18 +41,21 @@ def export_teacher(
     *,
     head: Literal["auto", "pretext", "action"] = "auto",
     classes: tuple[str, ...] | None = None,
+    best: bool = False,
 ) -> TeacherId:
     """Adds the run's network as the next version of `name`, with one head and no projector.
 
     command: for the card. head: auto takes the pretext head where there is one. classes: names of an action head's
-    classes; None takes them from where the run had them. Raises ConfigError for a run that is not finished or has no
-    such head, or for classes of a pretext head, CheckpointError for a damaged one, TeacherError for the name.
+    classes; None takes them from where the run had them. best: the checkpoint that validation chose, not the newest.
+    Raises ConfigError for a run that is not finished or has no such head or checkpoint, or for classes of a pretext
+    head, CheckpointError for a damaged one, TeacherError for the name.
     """
     if not run.is_finished:
         raise ConfigError(f"run {run.run_id} is not finished: train it to the end first")
     config = run.read_config()
     result = run.read_result()
-    tensors = load_network_tensors(newest_checkpoint(run.checkpoints))
+    checkpoint = best_checkpoint(run) if best else newest_checkpoint(run.checkpoints)
+    tensors = load_network_tensors(checkpoint)
     chosen = _choose_head(run, tensors, head)
     if chosen == "pretext" and classes is not None:
         raise ConfigError(
@@ -76,8 +79,8 @@ def export_teacher(
         provenance=Provenance(
             command=command,
             store_fingerprint=result["store_fingerprint"],
-            steps=result["steps"],
-            metrics=_metrics(run, result),
+            steps=step_of(checkpoint),
+            metrics=_metrics(run, result, step_of(checkpoint)),
         ),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -96,26 +99,21 @@ def _choose_head(run: RunFolder, tensors: Mapping[str, Tensor], wish: Literal["a
 
 
 def _action_classes(config: RunConfig, count: int, named: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The names of the classes: those that the user gave, the action teacher's or, with the supervised term, the
-    store's. Where these are not to be had here any more, numbers."""
-    if named is not None:
-        if len(named) != count:
-            raise ConfigError(f"the action head has {count} classes, --classes names {len(named)}")
-        return named
-    try:
-        facts = teacher_facts(config)
-        if facts is not None and facts.head == "action" and len(facts.classes) == count:
-            return facts.classes
-        store_classes = ClipStore.open(store_path(config.store)).classes
-    except (TeacherError, DataError, ConfigError):
-        return numbered_classes(count)
-    return store_classes if config.ce_weight > 0 and len(store_classes) == count else numbered_classes(count)
+    """The names that the user gave, or those that the run had."""
+    if named is None:
+        return action_class_names(config, count)
+    if len(named) != count:
+        raise ConfigError(f"the action head has {count} classes, --classes names {len(named)}")
+    return named
 
 
-def _metrics(run: RunFolder, result: dict[str, object]) -> dict[str, float]:
-    """Accuracies for the card: the last epoch's validation and, where the run evaluated, the test list's."""
-    epochs = read_metrics(run.metrics).epochs
-    metrics = {"validation_pretext_acc": float(epochs[-1]["val_pretext_acc"])} if epochs else {}
+def _metrics(run: RunFolder, result: dict[str, object], step: int) -> dict[str, float]:
+    """Accuracies for the card: validation after this step and, where the run evaluated these weights, the test
+    list's."""
+    validated = [epoch for epoch in read_metrics(run.metrics).epochs if epoch["step"] == step]
+    metrics = {"validation_pretext_acc": float(validated[-1]["val_pretext_acc"])} if validated else {}
+    if step != result["steps"]:
+        return metrics
     for name in ("pretext_acc", "retrieval_top1", "probe_acc"):
         value = result[name]
         if isinstance(value, float):

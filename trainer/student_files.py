@@ -23,7 +23,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from data.atomic import write_atomic
-from data.home import runs_folder
+from data.errors import DataError
+from data.home import runs_folder, store_path
+from data.store import ClipStore
 from teacher_server.zoo.layers import to_channels_last
 from teacher_server.zoo.names import ARCH_VERSION
 from teacher_server.zoo.network import VideoNetwork
@@ -31,10 +33,12 @@ from trainer.checkpoint import BEST, load_network_tensors, newest_checkpoint
 from trainer.config import ConfigError, RunConfig, from_json
 from trainer.errors import CheckpointError
 from trainer.runs import RunFolder
+from trainer.teacher_facts import action_class_names
 
 MODEL = "model.safetensors"
 CARD = "student.json"
 _CHECKPOINT_STATE = "state.json"
+_ACTION_WEIGHT = "action_head.linear.weight"
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class LoadedStudent:
 
     config: of the run that trained it; read from a file, so that a plug-in that it names needs somebody's permission
     here (data.plugins). digest: of its weights, 64 hex digits. source: the folder that was read.
-    classes: names of the action head's classes, in order; empty where they are not on record or there is no such head.
-    frame_size: (height, width) of the stored frames that it was fine-tuned on; None where that is not on record.
+    classes: names of the action head's classes, in order; numbers where the names are not on record any more, empty
+    without such a head. frame_size: (height, width) of the stored frames that a student with such a head was trained
+    on; None where that is not on record.
     """
 
     network: VideoNetwork
@@ -84,7 +89,11 @@ def load_student(reference: str | Path) -> LoadedStudent:
     run = RunFolder(folder.parent.parent)
     if not run.config.is_file():
         raise ConfigError(f"{folder} is a checkpoint, but {run.config} is missing: its settings are not known")
-    return _loaded(load_network_tensors(folder), run.read_config(), folder)
+    tensors, config = load_network_tensors(folder), run.read_config()
+    num_classes = _num_rows(tensors, _ACTION_WEIGHT)
+    if not num_classes:
+        return _loaded(tensors, config, folder)
+    return _loaded(tensors, config, folder, action_class_names(config, num_classes), _stored_size(config))
 
 
 def save_student(
@@ -118,7 +127,7 @@ def network_from(tensors: Mapping[str, Tensor], arch: str, width: float) -> Vide
             arch,
             width,
             pretext_classes=_num_rows(tensors, "pretext_head.linear.weight"),
-            action_classes=_num_rows(tensors, "action_head.linear.weight"),
+            action_classes=_num_rows(tensors, _ACTION_WEIGHT),
             projector=any(name.startswith("projector.") for name in tensors),
         )
         network.load_state_dict(dict(tensors))
@@ -143,8 +152,11 @@ def _resolve(reference: str | Path) -> Path:
             f"no student {str(reference)!r}: expected the id of a run under {runs_folder()}, RUN:{BEST}, "
             "or the folder of a run, of a checkpoint or of a fine-tuned student"
         )
-    if which != BEST:
-        return newest_checkpoint(run.checkpoints)
+    return best_checkpoint(run) if which == BEST else newest_checkpoint(run.checkpoints)
+
+
+def best_checkpoint(run: RunFolder) -> Path:
+    """The one that validation chose. Raises ConfigError when the run has kept none."""
     if not (run.checkpoints / BEST).is_dir():
         raise ConfigError(f"run {run.run_id} has kept no best checkpoint: use {run.run_id} for its newest one")
     return (run.checkpoints / BEST).resolve()
@@ -158,7 +170,7 @@ def _load_fine_tuned(folder: Path) -> LoadedStudent:
         raise CheckpointError(f"student {folder} is damaged: {str(error).splitlines()[0]}") from None
     if tensors_digest(tensors) != card.weights_digest:
         raise CheckpointError(f"student {folder} is damaged: its weights are not those that its card names")
-    num_classes = _num_rows(tensors, "action_head.linear.weight")
+    num_classes = _num_rows(tensors, _ACTION_WEIGHT)
     if num_classes != len(card.classes):
         raise CheckpointError(
             f"student {folder} is damaged: its card names {len(card.classes)} classes, its head has {num_classes}"
@@ -176,6 +188,14 @@ def _loaded(
 ) -> LoadedStudent:
     network = network_from(tensors, config.student, config.width)
     return LoadedStudent(network, config, tensors_digest(tensors), source, classes, frame_size)
+
+
+def _stored_size(config: RunConfig) -> tuple[int, int] | None:
+    """Of the run's clip store, if that is still here."""
+    try:
+        return ClipStore.open(store_path(config.store)).frame_size
+    except DataError:
+        return None
 
 
 def _num_rows(tensors: Mapping[str, Tensor], name: str) -> int:

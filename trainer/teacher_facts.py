@@ -12,9 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from data.home import teachers_folder
+from data.errors import DataError
+from data.home import store_path, teachers_folder
+from data.store import ClipStore
 from data.views import VIEWS_PER_TUPLE
-from teacher_server.card import PRETEXT_CLASSES, Card
+from teacher_server.card import PRETEXT_CLASSES, Card, numbered_classes
+from teacher_server.errors import TeacherError
 from teacher_server.library import TeacherLibrary
 from trainer.config import ConfigError, RunConfig
 
@@ -68,6 +71,19 @@ def student_action_classes(config: RunConfig, teacher: TeacherFacts | None, stor
                 f"classes are not the store's {len(store_classes)}: use one of the two, or a teacher of these classes"
             )
     return len(store_classes)
+
+
+def action_class_names(config: RunConfig, count: int) -> tuple[str, ...]:
+    """What the `count` classes of a run's action head are called: by its action teacher or, with the supervised term,
+    by its store. Numbers where these are not to be had here any more."""
+    try:
+        facts = teacher_facts(config)
+        if facts is not None and facts.head == "action" and len(facts.classes) == count:
+            return facts.classes
+        store_classes = ClipStore.open(store_path(config.store)).classes
+    except (TeacherError, DataError, ConfigError):
+        return numbered_classes(count)
+    return store_classes if config.ce_weight > 0 and len(store_classes) == count else numbered_classes(count)
 
 
 def _of_card(card: Card, config: RunConfig) -> TeacherFacts:

@@ -1,7 +1,7 @@
 """What a student says about video files.
 
     file -> frames (decoded in a child process) -> even clips, centre crop -> features
-        -> action head -> mean of the logits -> classes          a fine-tuned student
+        -> action head -> mean of the logits -> classes          a student that has one, such as a fine-tuned one
         -> cosine to the videos of a store   -> nearest videos   any student, with a gallery
 
 A file that cannot be answered gets its reason in the answer's place; the others are answered.
@@ -143,14 +143,18 @@ def _features(student: LoadedStudent, video: VideoInMemory, options: PredictOpti
 
 
 class _Classifier:
-    """Answers of a fine-tuned student's action head."""
+    """Answers of an action head, be it from fine-tuning, from labels in training or from an action teacher."""
 
     def __init__(self, student: LoadedStudent, options: PredictOptions) -> None:
-        head = student.network.action_head
-        if head is None or student.frame_size is None:
+        if student.network.action_head is None:
             raise EvaluationError(
-                "this student was not fine-tuned to name actions: name a --store whose videos it shall compare with, "
+                "this student has not learned to name actions: name a --store whose videos it shall compare with, "
                 "or fine-tune it with preceptor eval ... --protocol finetune and ask the model that this writes"
+            )
+        if student.frame_size is None:
+            raise EvaluationError(
+                f"clip store {student.config.store}, on whose frames this student learned to name actions, is not "
+                "here, so their size is not known: bring it back, or name a --store to compare with"
             )
         self.frame_size = student.frame_size
         self._student, self._top = student, options.top

@@ -86,7 +86,7 @@ def test_what_fine_tuning_leaves_is_a_student_that_names_classes(
         (["eval", "MODEL", "--store", "nowhere"], "nowhere"),
         (["eval", "MODEL", "--splits", "02"], "has no lists train02 and test02; its splits are: 01"),
         (["eval", "MODEL", "--epochs", "0"], "must be at least 1"),
-        (["predict", "MODEL", "a.avi"], "was not fine-tuned to name actions"),
+        (["predict", "MODEL", "a.avi"], "has not learned to name actions"),
         (["predict", "MODEL", "a.avi", "--store", "two", "--top", "0"], "must be at least 1"),
     ],
 )

@@ -131,6 +131,7 @@ def test_a_dry_run_shows_everything_and_adds_nothing(
     [
         (("nothing.pth",), "nothing.pth cannot be imported: there is no such file"),
         (("run:nobody",), "run:nobody cannot be imported: there is no such run under "),
+        (("run:nobody:best",), "run:nobody:best cannot be imported: there is no such run under "),
         (("run:nobody", "--trust-pickle"), "run:nobody holds no pickle, a run's checkpoints are safetensors: "),
         (("run:nobody", "--crop", "32", "--allow-unused"), "the card of run:nobody comes from the run: leave out "),
         (("nothing.pth", "--classes", "/nowhere/at/all"), "--classes /nowhere/at/all cannot be read: "),
@@ -165,7 +166,7 @@ def finished_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch
     }  # fmt: skip
 
     def export(_run: RunFolder, name: str, library: TeacherLibrary, command: str, **choice: object) -> TeacherId:
-        assert choice == {"head": "auto", "classes": None}
+        assert choice == {"head": "auto", "classes": None, "best": False}
         made = Provenance(command=command, store_fingerprint="abc", steps=7, metrics={"pretext_acc": 0.5})
         save_file(tensors, home / "student.safetensors")
         card = TeacherCard.model_validate({**values, "provenance": made})
@@ -243,8 +244,8 @@ def test_head_and_class_names_of_a_run_can_be_chosen(
     monkeypatch.setattr("trainer.export.export_teacher", export)
     (home / "classes.txt").write_text("bow\nkick\n")
     flags = ("--head", "action", "--classes", str(home / "classes.txt"))
-    assert run(monkeypatch, "run:mine", "--name", "student", *flags) == 2
-    assert "asked for {'head': 'action', 'classes': ('bow', 'kick')}" in capsys.readouterr().err
+    assert run(monkeypatch, "run:mine:best", "--name", "student", *flags) == 2
+    assert "asked for {'head': 'action', 'classes': ('bow', 'kick'), 'best': True}" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("finished_run")

@@ -6,21 +6,27 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data.draw import eval_tuples, uniform_clips
 from data.prepare import prepare
 from data.render import render_batch
 from data.views import REMOTE
+from services.importing import ImportMode, import_teacher
 from teacher_server.card import PRETEXT_CLASSES, pretext_classes
 from teacher_server.engine.teacher import FrozenTeacher
 from teacher_server.errors import LibraryError, TeacherMismatch
+from teacher_server.importers.wishes import Wishes
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint import CheckpointError, point_to_best
 from trainer.config import ConfigError
 from trainer.export import export_teacher, main
 from trainer.plan import student_input
+from trainer.report_data import read_metrics
+from trainer.student_files import load_student
 from trainer.teacher_facts import teacher_facts
+from trainer.totals import Selection
 
 
 def train(bench, config, name="run"):
@@ -50,6 +56,29 @@ def test_the_exported_teacher_answers_as_the_student_does(bench, config, store, 
     logits = torch.from_numpy(frozen.answer(pixels).logits)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)  # the teacher's batch-norm is folded
     torch.testing.assert_close(logits, by_position, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["", ":best"])
+def test_a_finished_run_is_imported_as_it_ended_or_as_validation_liked_it_most(bench, config, monkeypatch, which):
+    """From a run that was trained to a teacher that answers, with nothing between them replaced."""
+    monkeypatch.setenv("PRECEPTOR_HOME", str(bench.home))
+    run = bench.folder("mine")
+    config = dataclasses.replace(config, epochs=3, evaluate=True)
+    run.write_json(run.config, {**config.to_json(), "run_id": "mine", "identity": config.identity()})
+    bench.attempt(config, run)
+    point_to_best(run.checkpoints, Selection(best_step=6))
+    student = load_student(f"mine{which}")
+    assert student.source.name == ("step-000000006" if which else "step-000000009")
+    library = TeacherLibrary(bench.home / "imported")
+    teacher = import_teacher(f"run:mine{which}", "kept", Wishes(precision="float32"), library, ImportMode())
+    entry = library.entry(teacher)
+    assert entry.card.provenance.steps == (6 if which else 9)
+    assert ("pretext_acc" in entry.card.provenance.metrics) == (not which)  # the test list saw the last weights only
+    (epoch,) = [line for line in read_metrics(run.metrics).epochs if line["step"] == entry.card.provenance.steps]
+    assert entry.card.provenance.metrics["validation_pretext_acc"] == epoch["val_pretext_acc"]
+    kept, own = load_file(entry.weights), student.network.state_dict()
+    assert kept.keys() < own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in kept.items())
 
 
 def actions_of(bench, config, library, **choice):

@@ -117,8 +117,14 @@ def test_without_any_of_the_files_no_gallery_is_embedded(files, store, tmp_path)
 
 
 def test_a_student_that_names_no_actions_needs_a_gallery(files, tmp_path):
-    with pytest.raises(EvaluationError, match="was not fine-tuned to name actions: name a --store"):
+    with pytest.raises(EvaluationError, match="has not learned to name actions: name a --store"):
         predict(_student(tmp_path), [files / "a.avi"])
+
+
+def test_a_student_whose_store_is_gone_says_so(files, tmp_path):
+    student = dataclasses.replace(_student(tmp_path, action_classes=2, classes=("x", "y")), frame_size=None)
+    with pytest.raises(EvaluationError, match=f"clip store {CONFIG.store}, .* is not here, so their size"):
+        predict(student, [files / "a.avi"])
 
 
 def test_a_gallery_of_other_frames_is_refused(files, store, tmp_path):

@@ -42,6 +42,19 @@ def test_a_run_id_a_run_folder_and_a_checkpoint_folder_name_the_same_student(tra
         assert not any(module.training for module in student.network.modules())
 
 
+def test_a_run_with_labels_names_its_actions_as_its_store_does(bench, config, store):
+    run = bench.folder("labelled")
+    labelled = dataclasses.replace(config, ce_weight=1.0, max_steps=2)
+    run.write_json(run.config, {**labelled.to_json(), "run_id": "labelled", "identity": labelled.identity()})
+    bench.attempt(labelled, run)
+    student = load_student("labelled")
+    assert (student.classes, student.frame_size) == (store.classes, store.frame_size)
+    run.write_json(run.config, {**json.loads(run.config.read_bytes()), "store": "gone"})
+    student = load_student("labelled")
+    assert student.classes == tuple(f"class_{i:03d}" for i in range(len(store.classes)))
+    assert student.frame_size is None
+
+
 def test_best_names_the_checkpoint_that_validation_chose(trained):
     run, network = trained
     (run.checkpoints / "best").unlink(missing_ok=True)
