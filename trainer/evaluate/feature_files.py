@@ -23,7 +23,7 @@ from teacher_server.zoo.network import VideoNetwork
 from trainer.evaluate.extract import Frames, Progress, clip_features
 
 VIDEOS_PER_PART = 100
-_FORMAT = 1
+_FORMAT = 2
 
 
 def kept_features(

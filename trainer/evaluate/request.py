@@ -15,7 +15,7 @@ from trainer.errors import EvaluationError
 from trainer.evaluate.finetune_recipe import FinetuneRecipe
 from trainer.evaluate.records import ProtocolName
 
-_REVISION = 2  # part of every settings hash: count up with a change that changes any number
+_REVISION = 3  # part of every settings hash: count up with a change that changes any number
 
 
 @dataclass(frozen=True)

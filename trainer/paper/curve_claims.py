@@ -82,7 +82,9 @@ def overfits(grid: Grid) -> Claim:
         "overfits",
         "paper",
         "KD overfits.",
-        "The gap between training and test accuracy after the last epoch is wider under KD; its interval lies above 0.",
+        "The gap between training and test accuracy after the last epoch is wider under KD; its interval lies above 0. "
+        "Training accuracy is of augmented tuples while they are trained on, test accuracy of plain ones afterwards, "
+        "so only the difference of the two arms' gaps means anything, and not where a gap lies.",
         verdict_of(above(gap)),
         f"Gap, in points: {words or 'not measured'}; KD minus scratch {in_words(gap)}. "
         f"Fall from the best test accuracy to the last, KD minus scratch: {in_words(drop)}.",

@@ -9,7 +9,7 @@ from trainer.paper.findings import ArmNumbers, Findings, TransferNumbers, paper_
 from trainer.paper.published import ROWS
 from trainer.paper.records import Arm
 from trainer.paper.stats import Difference, Summary
-from trainer.paper.words import DASH, mean_and_std, points
+from trainer.paper.words import DASH, mean_and_std, points, span
 
 MISSING = Entry(DASH)
 Rows = tuple[tuple[Entry, ...], ...]
@@ -63,6 +63,11 @@ def gain_entry(found: Difference | None) -> Entry:
     interval = found.interval
     bounds = "no interval" if interval is None else f"[{points(interval[0])}, {points(interval[1])}]"
     return Entry(points(found.mean), bounds, strong=found.above_zero or found.below_zero)
+
+
+def length_entry(numbers: ArmNumbers | None) -> Entry:
+    """Epochs; steps: at equal epochs, shares of the data differ in their steps."""
+    return MISSING if numbers is None else Entry(f"{span(numbers.epochs)}; {span(numbers.steps)}")
 
 
 def transfer(numbers: ArmNumbers | None, dataset: str, protocol: str) -> TransferNumbers | None:

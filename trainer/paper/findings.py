@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from trainer.paper.controls import control_kind, counterpart_terms
 from trainer.paper.cost import CostNumbers, cost_numbers, students_of_teachers
-from trainer.paper.differences import difference, gain, scratch_of, transfer_gain
+from trainer.paper.differences import difference, gain, gain_terms, scratch_of, transfer_gain
 from trainer.paper.load import Grid, Refusal
 from trainer.paper.milestones import Milestone, milestones
 from trainer.paper.published import PAIRS, ROWS
@@ -76,11 +76,13 @@ class TeacherNumbers:
 
 @dataclass(frozen=True)
 class Findings:
-    """The whole. fractions in percent, largest first. missing: ids of the cells that were to be there and are not."""
+    """The whole. fractions in percent, largest first. mean_early_gains: by name of the arm, over the shares on which it
+    was run. missing: ids of the cells that were to be there and are not."""
 
     numbers: tuple[ArmNumbers, ...]
     fractions: tuple[float, ...]
     seeds: tuple[int, ...]
+    mean_early_gains: Mapping[str, Difference]
     teachers: tuple[TeacherNumbers, ...]
     num_cells: int
     num_expected: int
@@ -116,6 +118,7 @@ def find(grid: Grid) -> Findings:
         numbers=tuple(numbers),
         fractions=grid.fractions,
         seeds=grid.seeds,
+        mean_early_gains={arm.name: found for arm in grid.arms if (found := _mean_early_gain(grid, arm)) is not None},
         teachers=_teachers(grid, students),
         num_cells=len(present),
         num_expected=len(present | set(expected)),
@@ -147,6 +150,14 @@ def measured_pairs(grid: Grid, fraction: float, stage: StageName) -> dict[Arm, D
     """The gains of the six distillations from full-data teachers, of those that were measured."""
     arms = (Arm(student=student, teacher=teacher, teacher_data="full") for student, teacher in PAIRS)
     return {arm: found for arm in arms if (found := gain(grid, arm, fraction, stage)) is not None}
+
+
+def _mean_early_gain(grid: Grid, arm: Arm) -> Difference | None:
+    if arm == scratch_of(arm):
+        return None
+    shares = [fraction for fraction in grid.fractions if grid.of(arm, fraction)]
+    terms = [term for fraction in shares for term in gain_terms(arm, fraction, 1 / len(shares))]
+    return difference(grid, terms, "early")
 
 
 def _arm_numbers(grid: Grid, arm: Arm, fraction: float, students: Counter[str]) -> ArmNumbers:

@@ -59,6 +59,10 @@ _READING = (
     "few of 24 such gains would be. All students of a full-data teacher, of every seed, learn from one "
     "network, and so do those of an untrained one: an interval says nothing of other networks of that architecture, "
     "trained or drawn anew.",
+    "Training accuracy is that of the last epoch's tuples: augmented, and each before its own update, with the batch's "
+    "statistics. Validation and test are centre crops without augmentation, with the running statistics. So the three "
+    "curves of a run are not on one scale; those of two runs are. Which videos a share below 100 % holds changes with "
+    "the seed, so a deviation over seeds has that in it too.",
     "The full-data teachers have seen all training videos, also when their students see 2 % of them; the matched-data "
     "teachers have seen what their students see. Both are shown, apart. They differ by more than the data: a matched "
     "teacher is the scratch student of that share and seed, trained for as many epochs as any student and on the very "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from trainer.paper.claims import Claim
 from trainer.paper.cost import CostNumbers
 from trainer.paper.document import Column, Entry, Table
-from trainer.paper.entries import MISSING, columns, gain_entry, share_rows, table_name, transfer
+from trainer.paper.entries import MISSING, columns, gain_entry, length_entry, share_rows, table_name, transfer
 from trainer.paper.findings import ArmNumbers, Findings, TransferNumbers
 from trainer.paper.milestones import SHARES, Milestone
 from trainer.paper.records import Arm
@@ -51,13 +51,13 @@ def transfer_table(findings: Findings, fraction: float) -> Table | None:
 
     def row(arm: Arm, numbers: ArmNumbers | None) -> tuple[Entry, ...]:
         cells = (_action(transfer(numbers, *kind)) for kind in sorted(chances))
-        return Entry(arm_title(arm)), Entry(teacher_data(arm)), *cells
+        return Entry(arm_title(arm)), Entry(teacher_data(arm)), length_entry(numbers), *cells
 
     rows, breaks = share_rows(findings, fraction, row)
     return Table(
         name=table_name("transfer", fraction),
         title=f"Action accuracy of the late checkpoint, pretrained on {fraction:g} % of the data",
-        columns=columns("student ← teacher", "teacher trained on", *titles),
+        columns=columns("student ← teacher", "teacher trained on", "epochs; steps", *titles),
         rows=rows,
         breaks=breaks,
         notes=(
@@ -94,7 +94,7 @@ def cost_table(findings: Findings, fraction: float) -> Table:
 
     def row(arm: Arm, numbers: ArmNumbers | None) -> tuple[Entry, ...]:
         cells = _cost(numbers.cost) if numbers else [MISSING] * 6
-        return Entry(arm_title(arm)), Entry(teacher_data(arm)), *cells
+        return Entry(arm_title(arm)), Entry(teacher_data(arm)), length_entry(numbers), *cells
 
     rows, breaks = share_rows(findings, fraction, row)
     return Table(
@@ -103,6 +103,7 @@ def cost_table(findings: Findings, fraction: float) -> Table:
         columns=columns(
             "student ← teacher",
             "teacher trained on",
+            "epochs; steps",
             "student alone",
             "+ the teacher's answers",
             "+ its training, spread",
@@ -138,6 +139,7 @@ def controls_table(findings: Findings) -> Table | None:
             "student ← teacher",
             "data",
             "seeds",
+            "epochs; steps",
             "early gain",
             "late gain",
             "real teacher beyond it, early",
@@ -212,6 +214,7 @@ def _control(numbers: ArmNumbers) -> tuple[Entry, ...]:
         Entry(arm_title(numbers.arm)),
         Entry(f"{numbers.fraction:g} %"),
         Entry(str(len(numbers.seeds))),
+        length_entry(numbers),
         gain_entry(numbers.stages["early"].gain),
         gain_entry(numbers.stages["late"].gain),
         gain_entry(numbers.over_control.get("early")),

@@ -90,16 +90,29 @@ def test_the_papers_hmdb51_column_stands_beside_the_second_data_set_at_100_perce
 
 def test_table_7_has_every_share_with_the_papers_figure_below(two_seeds):
     row = row_of(overall_table(found_in(two_seeds)), "R3D ← C3D", "all data")
-    assert (row["25 %"].text, row["25 %"].small) == ("75.0 ± 7.1", "paper 46")
+    share = row["25 % (8; 80 epochs; steps)"]
+    assert share.text == "75.0 ± 7.1"
+    assert share.small == "55.0, 65.0; +15.0 [+7.9, +22.1]; paper 46"
     assert (row["100 %"].text, row["100 %"].small) == ("–", "paper 45")
-    assert row["mean early gain"].text == "+15.0"
+    mean = row["mean early gain"]
+    assert (mean.text, mean.small, mean.strong) == ("+15.0", "[+7.9, +22.1]", True)
+    assert row_of(overall_table(found_in(two_seeds)), "R3D scratch")["mean early gain"].text == "–"
+
+
+def test_the_mean_early_gain_is_paired_by_seed_over_the_shares(made_up, tmp_path):
+    """+10 on one share and +20 on the other with every seed: nothing of it varies."""
+    made_up.write_grid(tmp_path, lambda _s, _t, fraction: 0.1 if fraction == 100.0 else 0.2, fractions=(100.0, 25.0))
+    (gain,) = {found_in(tmp_path).mean_early_gains[made_up.full_arm(*pair).name].interval for pair in PAIRS}
+    assert gain == pytest.approx((0.15, 0.15))
 
 
 def test_whole_network_fine_tuning_stands_beside_pcl(made_up, tmp_path):
     transfers = (made_up.action("same", "full", 0.5),)
     made_up.write_cell(tmp_path, made_up.cell_result(Arm(student="r3d"), transfers=transfers))
     row = row_of(literature_table(found_in(tmp_path)), "R3D scratch")
-    assert [entry.text for entry in row.values()] == ["R3D scratch", "81.1", "45.0", "50.0", "–"]
+    assert [entry.text for entry in row.values()] == ["R3D scratch", "81.1", "45.0", "–", "50.0", "–", "–"]
+    row = row_of(literature_table(found_in(tmp_path)), "R3D-18 scratch")
+    assert row["PCL: retrieval top-1, UCF101"].text == "55.1"
 
 
 def test_a_transfer_is_shown_with_its_gain_over_scratch(made_up, tmp_path):
@@ -157,7 +170,7 @@ def test_a_control_stands_with_its_gain_and_what_the_real_teacher_gives_beyond(m
     made_up.write_controls(tmp_path, 0.04, kinds=("shuffled",))
     rows = controls_table(found_in(tmp_path)).rows
     assert len(rows) == len(PAIRS)
-    assert {(row[0].text, row[4].text, row[6].text) for row in rows} == {("shuffled answers", "+4.0", "+6.0")}
+    assert {(row[0].text, row[5].text, row[7].text) for row in rows} == {("shuffled answers", "+4.0", "+6.0")}
 
 
 @pytest.mark.parametrize(
