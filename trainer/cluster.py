@@ -52,14 +52,15 @@ def connected(config: RunConfig) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def check_free(purpose: str, **needed: float) -> None:
-    """Raises ConfigError when so many CPUs or GPUs are not free: waiting for them would have no end."""
+def check_free(purpose: str, flag: str, **needed: float) -> None:
+    """Raises ConfigError when so many CPUs or GPUs are not free: waiting for them would have no end. flag: the one that
+    says how many are needed."""
     free, total = ray.available_resources(), ray.cluster_resources()
     for name, count in needed.items():
         if free.get(name, 0.0) < count:
             raise ConfigError(
                 f"{purpose} needs {count:g} free {name}s, the cluster has {free.get(name, 0.0):g} of "
-                f"{total.get(name, 0.0):g}: wait for other jobs, choose a smaller --num-workers, or add nodes"
+                f"{total.get(name, 0.0):g}: wait for other jobs, choose a smaller {flag}, or add nodes"
             )
 
 

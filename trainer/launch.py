@@ -74,7 +74,8 @@ def launch(plan: Plan, run: RunFolder, progress: Progress) -> Outcome:
         if config.num_workers == 0:
             return _in_this_process(job, progress)
         gpus = config.num_workers if plan.device == "cuda" else 0
-        check_free(f"a run of {config.num_workers} worker(s)", CPU=config.num_workers * config.threads, GPU=gpus)
+        cpus = config.num_workers * config.threads
+        check_free(f"a run of {config.num_workers} worker(s)", "--num-workers", CPU=cpus, GPU=gpus)
         return _fit_and_follow(job, run, progress, check)
 
 

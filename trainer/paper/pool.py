@@ -104,6 +104,7 @@ def ray_pool(shop: Workshop, workers: int) -> Iterator[RayPool]:
         gpus = scale.student_gpus if on_gpus else 0.0
         check_free(
             f"{workers} jobs at a time and the teacher service",
+            "--jobs",
             CPU=workers * scale.threads + (room.teacher_cpus if served else 0.0),
             GPU=workers * gpus,
         )

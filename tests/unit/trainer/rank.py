@@ -41,6 +41,8 @@ CASES = {
     "no projector": (2, 3),
     "bank of features": (2, 3),
     "supervised": (3, 2),
+    "other temperatures": (2, 3),
+    "bank at other temperatures": (3, 2),
 }
 BANK = dataclasses.replace(CONFIG, contrast_mode="memory_bank", bank_negatives=4)
 CONFIGS = {  # of the cases that turn something on
@@ -52,6 +54,8 @@ CONFIGS = {  # of the cases that turn something on
     "no projector": dataclasses.replace(CONFIG, projector=False),
     "bank of features": dataclasses.replace(BANK, projector=False),
     "supervised": dataclasses.replace(CONFIG, ce_weight=0.3),
+    "other temperatures": dataclasses.replace(CONFIG, temperature=1.5, contrast_temperature=0.5),
+    "bank at other temperatures": dataclasses.replace(BANK, temperature=20.0, contrast_temperature=0.2),
 }
 NUM_TRAIN, FEATURES, ACTIONS = 9, 6, 3
 ANSWERED = {  # the tuples with an answer; cases that are not named have all of them

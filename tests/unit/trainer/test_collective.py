@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[3]
 WORLD = 2
 CASES = ["equal", "unequal", "scratch", "some", "one worker", "nobody"]
 CASES += ["bank", "hint", "shuffled", "smoothed", "smoothed_mean", "supervised", "no projector", "bank of features"]
+CASES += ["other temperatures", "bank at other temperatures"]
 
 
 @pytest.fixture(scope="module")

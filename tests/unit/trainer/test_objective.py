@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from data.plugins import PluginError, PluginNotAllowed
+from teacher_server.library import TeacherLibrary
 from teacher_server.zoo.network import VideoNetwork
 from trainer.bank import draw_others
 from trainer.batch import StudentBatch
@@ -329,6 +330,23 @@ def test_a_run_learns_from_a_teacher_of_the_other_modality_or_head(bench, kd, te
     for line in read_metrics(run.metrics).steps:
         assert line["distill"] > 0
         assert line["kl"] == pytest.approx(line["distill"] / kd.temperature**2, abs=1e-6)
+
+
+@pytest.mark.parametrize("modality", ["rgb", "res"])
+def test_a_run_learns_from_a_teacher_of_frame_differences(bench, tiny, kd, tmp_path, modality):
+    """The other way round: the teacher's answers are those to its own modality of the student's views."""
+    library = TeacherLibrary(bench.home / "teachers")
+    for name, seen in (("differences", "res"), ("frames", "rgb")):  # the same weights
+        card = tiny.make_card(modality=seen)
+        library.add(name, card, tiny.save_random_weights(card, tmp_path / f"{name}.safetensors", 5))
+    distill = {}
+    for teacher in ("differences", "frames"):
+        run = bench.folder(teacher)
+        outcome, _ = bench.attempt(dataclasses.replace(kd, teacher=teacher, modality=modality, max_steps=2), run)
+        assert outcome.status == "finished"
+        distill[teacher] = [line["distill"] for line in read_metrics(run.metrics).steps]
+    assert all(value > 0 for value in distill["differences"])
+    assert distill["differences"][0] != distill["frames"][0]
 
 
 def test_cka_is_logged_where_it_is_wanted_and_changes_no_number_of_the_training(bench, kd):

@@ -216,6 +216,23 @@ def test_a_torchvision_network_is_imported_and_computes_what_it_did(
     np.testing.assert_allclose(frozen.answer(pixels).logits, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_torchvisions_networks_at_full_width_answer_within_1e_5_of_what_they_did(
+    foreign: ModuleType, tmp_path: Path
+) -> None:
+    """As they are served, batch-norm folded; of the largest logit. The reference for the unfolded ones is
+    test_video_resnet.py's."""
+    library = TeacherLibrary(tmp_path / "teachers")
+    for arch in TORCHVISION_ARCHITECTURES:
+        network = foreign.random_network(arch, width=1.0, pretext_classes=0, action_classes=400, projector=False)
+        plan = make_plan(source(foreign.torchvision_tensors(network)), Wishes(**SMALL, chunk_items=1))
+        assert (plan.card.arch, plan.card.width, len(plan.card.classes)) == (arch, 1.0, 400)
+        frozen = FrozenTeacher.load(library.entry(install(plan, arch.replace("_", "-"), library)))
+        pixels = foreign.some_pixels(frozen)
+        with torch.inference_mode():
+            expected = network.action_head(network.features(prepare(pixels, frozen.input_spec))).numpy()
+        assert np.abs(frozen.answer(pixels).logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def test_weights_of_torchvision_get_the_preprocessing_of_kinetics(foreign: ModuleType) -> None:
     network = foreign.random_network("mc3_18", pretext_classes=0, action_classes=400, projector=False)
     plan = make_plan(source(foreign.torchvision_tensors(network)), Wishes())
