@@ -16,13 +16,13 @@ def predict(
 ) -> int:
     """Ask a student which action video files show.
 
-    A fine-tuned student names classes; any other one names the nearest videos of a store. The exit code is 1 when a
-    file could not be answered.
+    A student that has an action head (from fine-tuning, --ce-weight or an action teacher) names classes; any other one
+    names the nearest videos of a store. The exit code is 1 when a file could not be answered.
 
     Example: preceptor predict my-run clip.mp4 other.avi --store demo
 
     Args:
-        checkpoint: the model folder that preceptor eval --protocol finetune wrote; or a run and --store.
+        checkpoint: the model folder that preceptor eval --protocol finetune wrote, or a run; see above.
         files: videos.
         store: clip store whose videos the files are compared with.
         clips: even clips per video; their answers are averaged.
