@@ -12,7 +12,9 @@ def paper(
     scale: Literal["demo", "full"] = "demo",
     fractions: str = "100,50,25,2",
     seeds: str = "0,1,2",
-    controls: bool = True,
+    controls: str = "all",
+    student_width: float = 0.0,
+    student_epochs: int = 0,
     equal_steps: bool = False,
     teachers: Literal["serve", "in_process"] = "serve",
     jobs: int = 0,
@@ -33,7 +35,11 @@ def paper(
             those who have UCF101, HMDB51 and GPUs.
         fractions: of the training videos, in percent.
         seeds: one training of every arm for each.
-        controls: untrained, smoothed, shuffled and same-architecture teachers, and the contrast off, on one fraction.
+        controls: on one fraction: all, none, or names with commas: untrained (a teacher of random weights), smoothed
+            (label smoothing as soft as each answer), smoothed_mean (as soft as the batch; the only one that is not
+            among all), shuffled, same (architecture), no_contrast.
+        student_width: another width of the students than the scale's; give it a folder of its own with --out.
+        student_epochs: another number of epochs of the students, likewise.
         equal_steps: a fraction takes as many steps as the whole, in more epochs.
         teachers: serve has one service for all jobs; in_process gives each job its own copy.
         jobs: trainings at a time; 0 is one for each core, or GPU.
@@ -49,7 +55,7 @@ def paper(
     from trainer.paper.load import PaperFolderError
     from trainer.paper.plan import GridRequest
     from trainer.paper.run import EXIT_STOPPED, PaperRequest, preview, report, run_paper
-    from trainer.paper.scale import SCALES, Choices
+    from trainer.paper.scale import SCALES, Choices, with_students
 
     console = Console(markup=False, highlight=False, soft_wrap=True)
     folder = home() / "paper" / scale if out is None else out.absolute()
@@ -59,13 +65,22 @@ def paper(
         except PaperFolderError as error:
             raise ConfigError(str(error)) from None
         return 0
-    grid = GridRequest(tuple(_numbers("fractions", fractions)), tuple(_whole("seeds", seeds)), controls)
-    request = PaperRequest(SCALES[scale], grid, Choices(teachers, equal_steps), folder, jobs, measure)
+    grid = GridRequest(tuple(_numbers("fractions", fractions)), tuple(_whole("seeds", seeds)), _names(controls))
+    chosen = with_students(SCALES[scale], student_width, student_epochs)
+    if chosen.student.width != SCALES[scale].student.width and not measure:
+        raise ConfigError(f"the stated step times are of width {SCALES[scale].student.width:g}: leave --no-measure out")
+    request = PaperRequest(chosen, grid, Choices(teachers, equal_steps), folder, jobs, measure)
     try:
         return preview(request, console) if dry_run else run_paper(request, console)
     except KeyboardInterrupt:
         console.print("ended at once; what was saved is kept, and the same command goes on from there")
         return EXIT_STOPPED
+
+
+def _names(controls: str) -> tuple[str, ...]:
+    from trainer.paper.plan import DEFAULT_CONTROLS
+
+    return {"all": DEFAULT_CONTROLS, "none": ()}.get(controls, tuple(controls.split(",")))
 
 
 def _numbers(name: str, text: str) -> list[float]:

@@ -33,7 +33,7 @@ if __name__ == "__main__":
     folder, transport = sys.argv[1:]
     request = PaperRequest(
         SMALLEST,
-        GridRequest(fractions=(100.0,), seeds=(0,), controls=False),
+        GridRequest(fractions=(100.0,), seeds=(0,), controls=()),
         Choices(transport),  # type: ignore[arg-type]
         Path(folder),
         workers=2,

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | untrained | answers of random weights | any fixed target would have done |
 | label smoothing | the entropy of each of the teacher's answers | softness would have done |
+| uniform smoothing | the mean entropy of the batch's answers | softness without knowing which tuples are hard would |
 | shuffled | the answers, given to other tuples of the same label | knowing the label would have done |
 | same architecture | a teacher of the student's own kind | the other architecture does not matter |
 | contrast off | the arm without its contrastive term | that term does not matter under distillation |
@@ -17,10 +18,10 @@ from trainer.paper.records import Arm
 
 UNTRAINED = "untrained teacher"
 SMOOTHED = "label smoothing"
+UNIFORM = "uniform smoothing"
 SHUFFLED = "shuffled answers"
 SAME = "same architecture"
 CONTRAST_OFF = "contrast off"
-KINDS = (UNTRAINED, SMOOTHED, SHUFFLED, SAME, CONTRAST_OFF)
 
 
 def control_kind(arm: Arm) -> str | None:
@@ -30,6 +31,7 @@ def control_kind(arm: Arm) -> str | None:
         for kind, applies in (
             (UNTRAINED, arm.teacher_data == "untrained"),
             (SMOOTHED, arm.target == "smoothed"),
+            (UNIFORM, arm.target == "smoothed_mean"),
             (SHUFFLED, arm.target == "shuffled"),
             (SAME, arm.teacher == arm.student),
             (CONTRAST_OFF, not arm.contrast),

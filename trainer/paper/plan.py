@@ -20,6 +20,11 @@ from trainer.paper.scale import FULL_TEACHER_SEED, Scale
 
 _WHOLE = 100.0  # percent
 
+DEFAULT_CONTROLS = ("untrained", "smoothed", "shuffled", "same", "no_contrast")
+"""Those of method.md, section 8, and the ablation of the contrast."""
+CONTROLS = ("untrained", "smoothed", "smoothed_mean", "shuffled", "same", "no_contrast")
+"""All that there are, in the order in which they are run; trainer.paper.controls says what each leaves of a teacher."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -46,11 +51,11 @@ class Job:
 
 @dataclass(frozen=True)
 class GridRequest:
-    """What a user asks for. fractions: in percent."""
+    """What a user asks for. fractions: in percent. controls: names of CONTROLS."""
 
     fractions: tuple[float, ...] = (100.0, 50.0, 25.0, 2.0)
     seeds: tuple[int, ...] = (0, 1, 2)
-    controls: bool = True
+    controls: tuple[str, ...] = DEFAULT_CONTROLS
 
     def __post_init__(self) -> None:
         for name, values in (("fractions", self.fractions), ("seeds", self.seeds)):
@@ -58,6 +63,9 @@ class GridRequest:
                 raise ConfigError(f"{name} must be one or more different numbers, got {list(values)}")
         if not all(0 < fraction <= _WHOLE for fraction in self.fractions):
             raise ConfigError(f"fractions are percentages above 0 and at most 100, got {list(self.fractions)}")
+        unknown = [name for name in self.controls if name not in CONTROLS]
+        if unknown or len(set(self.controls)) != len(self.controls):
+            raise ConfigError(f"controls are different ones of {', '.join(CONTROLS)}, got {', '.join(self.controls)}")
         if not all(0 <= seed != FULL_TEACHER_SEED for seed in self.seeds):
             raise ConfigError(f"seeds are at least 0 and not {FULL_TEACHER_SEED}, the teachers' own, got {self.seeds}")
 
@@ -86,20 +94,18 @@ def scratch_of(key: TeacherKey) -> Cell:
     return Cell(arm=Arm(student=key.arch), fraction=key.fraction, seed=key.seed)
 
 
-def control_arms() -> tuple[Arm, ...]:
-    """The controls of method.md, section 8, and the ablation of the contrast.
-
-    For all six pairs: a teacher of random weights, label smoothing, shuffled answers. For each student: its own
-    architecture as teacher, and the contrast off under distillation from the first of its teachers.
-    """
+def control_arms(names: Sequence[str]) -> tuple[Arm, ...]:
+    """These of the controls. same, no_contrast: one for each student; all others for all six pairs."""
     pairs = [Arm(student=student, teacher=teacher, teacher_data="full") for student, teacher in PAIRS]
-    untrained = [arm.model_copy(update={"teacher_data": "untrained"}) for arm in pairs]
-    smoothed = [arm.model_copy(update={"target": "smoothed"}) for arm in pairs]
-    shuffled = [arm.model_copy(update={"target": "shuffled"}) for arm in pairs]
-    same = [Arm(student=arch, teacher=arch, teacher_data="full") for arch in PAPER_ARCHITECTURES]
     first = {arm.student: arm for arm in reversed(pairs)}
-    no_contrast = [arm.model_copy(update={"contrast": False}) for arm in first.values()]
-    return (*untrained, *smoothed, *shuffled, *same, *no_contrast)
+    arms = {
+        "untrained": [arm.model_copy(update={"teacher_data": "untrained"}) for arm in pairs],
+        "same": [Arm(student=arch, teacher=arch, teacher_data="full") for arch in PAPER_ARCHITECTURES],
+        "no_contrast": [arm.model_copy(update={"contrast": False}) for arm in first.values()],
+    }
+    for target in ("smoothed", "smoothed_mean", "shuffled"):
+        arms[target] = [arm.model_copy(update={"target": target}) for arm in pairs]
+    return tuple(arm for name in CONTROLS if name in names for arm in arms[name])
 
 
 def control_fraction(scale: Scale, fractions: Sequence[float]) -> float:
@@ -109,7 +115,7 @@ def control_fraction(scale: Scale, fractions: Sequence[float]) -> float:
 
 def _cells(scale: Scale, grid: GridRequest) -> list[Cell]:
     """At 100 % full and matched are the same data, and the full teacher alone is run."""
-    controls = control_arms() if grid.controls else ()
+    controls = control_arms(grid.controls)
     controlled = control_fraction(scale, grid.fractions)
     cells = []
     for seed in grid.seeds:

@@ -33,14 +33,15 @@ class Arm(_Record):
 
     teacher: an architecture, None for scratch. teacher_data: what the teacher was trained on: `full` data, the
     student's own share (`matched`), or nothing (`untrained`, a control); `none` for scratch. target: what is distilled:
-    the teacher's answers; they shuffled among the tuples of one label, or label smoothing of their entropy (controls).
+    the teacher's answers; they shuffled among the tuples of one label, label smoothing of the entropy of each, or of
+    the batch's mean entropy (controls).
     The student's own architecture as teacher is a control too. contrast: whether the contrastive term is on.
     """
 
     student: str
     teacher: str | None = None
     teacher_data: Literal["none", "full", "matched", "untrained"] = "none"
-    target: Literal["teacher", "shuffled", "smoothed"] = "teacher"
+    target: Literal["teacher", "shuffled", "smoothed", "smoothed_mean"] = "teacher"
     contrast: bool = True
 
     @property
@@ -48,7 +49,7 @@ class Arm(_Record):
         """As in file names: r3d-scratch, r3d-from-c3d-full, r3d-from-c3d-full-shuffled."""
         name = f"{self.student}-scratch" if self.teacher is None else f"{self.student}-from-{self.teacher}"
         parts: list[str] = [] if self.teacher is None else [self.teacher_data]
-        parts += [] if self.target == "teacher" else [self.target]
+        parts += [] if self.target == "teacher" else [self.target.replace("_", "-")]
         parts += [] if self.contrast else ["no-contrast"]
         return "-".join([name, *parts])
 

@@ -196,9 +196,11 @@ def _measures(request: PaperRequest) -> bool:
 def _print_estimate(request: PaperRequest, jobs: Sequence[Job], costs: Estimate, console: Console) -> None:
     scale, grid, say = request.scale, request.grid, _sayer(console)
     cells = sum(job.cell is not None for job in jobs)
-    controls = f"controls on {control_fraction(scale, grid.fractions):g} %" if grid.controls else "no controls"
+    fraction = control_fraction(scale, grid.fractions)
+    controls = f"controls on {fraction:g} % ({', '.join(grid.controls)})" if grid.controls else "no controls"
     say(
-        f"scale {scale.name}: {len(jobs) - cells} teachers and {cells} cells; fractions "
+        f"scale {scale.name}, students of width {scale.student.width:g} for {scale.student.epochs} epochs: "
+        f"{len(jobs) - cells} teachers and {cells} cells; fractions "
         f"{', '.join(f'{fraction:g}' for fraction in grid.fractions)} %, seeds "
         f"{', '.join(map(str, grid.seeds))}, {controls}; {len(jobs) - len(costs.jobs)} are done"
     )

@@ -9,12 +9,13 @@ Needs neither torch nor Ray.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from data.views import ClipSpec
-from trainer.config import NO_TEACHER, RunConfig
+from trainer.config import NO_TEACHER, ConfigError, RunConfig
 from trainer.paper.records import Cell, TeacherKey
 
 ScaleName = Literal["demo", "full"]
@@ -178,6 +179,14 @@ FULL = Scale(
 SCALES: Mapping[ScaleName, Scale] = {"demo": DEMO, "full": FULL}
 
 
+def with_students(scale: Scale, width: float, epochs: int) -> Scale:
+    """The scale with students of another width or length; 0 leaves the scale's own. Raises ConfigError."""
+    if width < 0 or epochs < 0:
+        raise ConfigError(f"the students' width and epochs must be positive, got {width:g} and {epochs}")
+    own = scale.student
+    return dataclasses.replace(scale, student=Network(width=width or own.width, epochs=epochs or own.epochs))
+
+
 @dataclass(frozen=True)
 class Choices:
     """What a user may change of every run: where teachers answer, and whether epochs or steps are held equal."""
@@ -230,7 +239,7 @@ def _config(
     teacher: str,
     seed: int,
     fraction: float,
-    kd_target: Literal["teacher", "shuffled", "smoothed"],
+    kd_target: Literal["teacher", "shuffled", "smoothed", "smoothed_mean"],
     contrast: bool,
 ) -> RunConfig:
     return RunConfig(

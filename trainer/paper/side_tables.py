@@ -149,9 +149,9 @@ def controls_table(findings: Findings) -> Table | None:
         breaks=frozenset(starts),
         notes=(
             "Points, in bold where the 95 % interval excludes 0. Untrained: a teacher with random weights. Label "
-            "smoothing: of the entropy of the teacher's answers. Shuffled: the teacher's answers, among the tuples of "
-            "one label. Same architecture: beyond it stands the mean of the student's other teachers. Contrast off: "
-            "beyond it stands the same arm with the contrastive term on.",
+            "smoothing: of the entropy of the teacher's answers, each its own; uniform: of the batch's mean. Shuffled: "
+            "the teacher's answers, among the tuples of one label. Same architecture: beyond it stands the mean of the "
+            "student's other teachers. Contrast off: beyond it stands the same arm with the contrastive term on.",
         ),
     )
 

@@ -50,7 +50,7 @@ def test_a_last_video_alone_makes_no_batch():
 def test_steps_and_hours_are_those_of_teachers_and_cells_together(scale):
     """12 training videos at the scale's own hold-out: 3 teachers of 6 x 3 steps and 9 cells of 4 x 3, 2 s each and a
     quarter more."""
-    costs = estimate(scale, Choices(), make_jobs(scale, GridRequest((100.0,), (0,), controls=False)), 2, TIMES)
+    costs = estimate(scale, Choices(), make_jobs(scale, GridRequest((100.0,), (0,), controls=())), 2, TIMES)
     assert costs.steps == 3 * 6 * 3 + 9 * 4 * 3
     assert costs.hours == pytest.approx(costs.steps * 2.0 * 1.25 / 2 / 3600)
     assert costs.jobs["r3d-from-c3d-full-f100-s0"].items == 4 * 12
@@ -72,7 +72,7 @@ def test_only_the_paper_rows_are_charged_for_transfers_and_evaluations_cost_clip
 
 
 def test_counts_are_the_expected_ones_before_the_stores_are_there():
-    jobs = make_jobs(DEMO, GridRequest((50.0,), (0,), controls=False))
+    jobs = make_jobs(DEMO, GridRequest((50.0,), (0,), controls=()))
     costs = estimate(DEMO, Choices(), jobs, 1, TIMES)
     assert costs.jobs["r3d-scratch-f50-s0"].steps == DEMO.student.epochs * 17  # 266 videos in batches of 16
 

@@ -13,7 +13,7 @@ from trainer.paper.scale import DEMO, Choices, StepTime
 
 
 def jobs(*seeds):
-    return make_jobs(DEMO, GridRequest((2.0,), seeds, controls=False))
+    return make_jobs(DEMO, GridRequest((2.0,), seeds, controls=()))
 
 
 def test_a_later_start_keeps_the_name_and_adds_its_cells(tmp_path):

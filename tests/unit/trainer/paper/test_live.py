@@ -17,7 +17,7 @@ from trainer.paper.work import Report
 @pytest.fixture
 def board(tmp_path):
     """Two of the cells on 2 % are done, in 3 times the time that was expected; one is half done, one has failed."""
-    jobs = make_jobs(DEMO, GridRequest((2.0,), (0,), controls=False))
+    jobs = make_jobs(DEMO, GridRequest((2.0,), (0,), controls=()))
     schedule = Schedule(jobs, [job.id for job in jobs if job.teacher is not None])
     costs = Estimate({job.id: JobCost(10, 0, 2.0) for job in jobs}, 2, 0.0)
     first, second, third, fourth = (schedule.take().id for _ in range(4))

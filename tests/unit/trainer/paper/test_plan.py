@@ -79,7 +79,7 @@ def test_all_seeds_and_fractions_share_the_teacher_on_all_the_data():
 def test_controls_go_to_the_fraction_that_is_nearest_to_the_scales():
     assert control_fraction(DEMO, (100.0, 50.0, 25.0, 2.0)) == 100.0
     assert control_fraction(DEMO, (50.0, 2.0)) == 50.0
-    cells = cells_of(make_jobs(DEMO, GridRequest(fractions=(100.0, 2.0), controls=False)))
+    cells = cells_of(make_jobs(DEMO, GridRequest(fractions=(100.0, 2.0), controls=())))
     assert all(control_kind(cell.arm) is None for cell in cells)
 
 
