@@ -47,7 +47,8 @@ def main() -> int:
         runs.append(run.path)
     console.print(compare(runs, title="the same student, seed and views: scratch and with a teacher"))
     console.print(
-        "one seed and a few epochs: look at the 95 % intervals in the reports before you read much into a difference",
+        "one seed and a few epochs: the 95 % intervals say how far a difference would move with other test videos; "
+        "another seed may move it further",
         highlight=False,
         soft_wrap=True,
     )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.store import ClipStore
+from trainer.answers import write_answers
 from trainer.checkpoint import TrainingState
 from trainer.config import RunConfig
 from trainer.evaluate.final import EvalOptions, EvalResult, evaluate_student
@@ -48,6 +49,7 @@ def write_result(
         # Action labels belong to another task than the run's: all of both lists counts, as in `preceptor eval`.
         lists = store.subset(config.train_subset), store.subset(config.test_subset)
         evaluation = _evaluate(config, store, state, *lists, should_stop)
+        write_answers(run.answers, evaluation.answers)
         result["evaluation"] = evaluation.to_json()
         for name in EVALUATION_FIGURES:
             result[name] = getattr(evaluation, name)

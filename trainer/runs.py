@@ -1,7 +1,7 @@
 """A run's folder: its files, its lock, and which run a new start goes on with.
 
-$PRECEPTOR_HOME/runs/<id>/  config.json  metrics.jsonl  result.json  checkpoints/  tensorboard/  curves.png
-                            report.html  stop (while a stop is asked for)  run.lock
+$PRECEPTOR_HOME/runs/<id>/  config.json  metrics.jsonl  result.json  answers.npz  checkpoints/  tensorboard/
+                            curves.png  report.html  stop (while a stop is asked for)  run.lock
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class RunFolder:
     def result(self) -> Path:
         """The summary; exists once the run is finished."""
         return self.path / "result.json"
+
+    @property
+    def answers(self) -> Path:
+        """Which test items it answered right at its end; see trainer.answers."""
+        return self.path / "answers.npz"
 
     @property
     def outcome(self) -> Path:

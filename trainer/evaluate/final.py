@@ -6,7 +6,8 @@ Features of the training and the test clips are taken once and serve both retrie
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from data.input_spec import InputSpec
 from data.store import ClipStore
 from data.views import NUM_PRETEXT, SEGMENT_COPY, ClipSpec
 from teacher_server.zoo.network import VideoNetwork
+from trainer.answers import Answers
 from trainer.evaluate.bootstrap import bootstrap_interval
 from trainer.evaluate.extract import PhaseProgress, clip_features, phase_of
 from trainer.evaluate.pretext import PretextResult, pretext_accuracy
@@ -58,7 +60,8 @@ class EvalResult:
     `*_chance`: guessing the operation; a gallery in random order; always naming the class that is commonest among the
     training videos. `retrieval`: k -> top-k accuracy; a k above `gallery_videos` means the whole gallery.
     `retrieval_examples`: a few queries with their neighbours, as rows of the store. `*_left_out`: videos with too few
-    frames, for a tuple (pretext) or for a clip (train, test).
+    frames, for a tuple (pretext) or for a clip (train, test). `answers`: which items were right, for the three figures
+    that runs are compared by; no part of the JSON.
     """
 
     pretext_acc: float
@@ -90,10 +93,12 @@ class EvalResult:
     tuples_per_video: int
     clips_per_video: int
     seconds: float
+    answers: Mapping[str, Answers]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: tuples become lists, the keys of `retrieval` text."""
-        fields = asdict(self)
+        fields = asdict(replace(self, answers={}))
+        del fields["answers"]
         fields["retrieval_examples"] = [example.model_dump(mode="json") for example in self.retrieval_examples]
         fields["retrieval"] = {str(k): value for k, value in self.retrieval.items()}
         return {name: _plain(value) for name, value in fields.items()}
@@ -142,9 +147,12 @@ def evaluate_student(
     train_VMD, test_VMD = features(train, "training clips"), features(test, "test clips")
     train_labels, test_labels = store.labels[train], store.labels[test]
     probe = linear_probe(train_VMD, train_labels, test_VMD, test_labels, len(store.classes))
+    retrieved = first_hit_ranks(test_VMD, train_VMD, test_labels, train_labels) == 0
     return EvalResult(
         **_pretext_fields(pretext, store, options.seed),
-        **_retrieval_fields(test_VMD, train_VMD, test_labels, train_labels, groups_of(store, test), options.seed),
+        **_retrieval_fields(
+            test_VMD, train_VMD, test_labels, train_labels, retrieved, groups_of(store, test), options.seed
+        ),
         retrieval_examples=retrieval_examples(nearest(test_VMD, train_VMD, EXAMPLE_NEIGHBOURS), test, train),
         **_probe_fields(probe, train_labels, test_labels, groups_of(store, test), options.seed),
         pretext_videos=len(tuple_rows),
@@ -155,6 +163,14 @@ def evaluate_student(
         test_left_out=len(test_rows) - len(test),
         tuples_per_video=options.tuples_per_video,
         clips_per_video=options.clips_per_video,
+        answers={
+            name: Answers.of(correct, [store.videos.keys[row] for row in rows], groups_of(store, rows))
+            for name, correct, rows in (
+                ("pretext_acc", pretext.correct, pretext.rows),
+                ("retrieval_top1", retrieved, test),
+                ("probe_acc", probe.correct, test),
+            )
+        },
         seconds=round(time.monotonic() - began, 3),
     )
 
@@ -176,16 +192,16 @@ def _retrieval_fields(
     gallery_VMD: NDArray[np.float32],
     query_labels: NDArray[np.int64],
     gallery_labels: NDArray[np.int64],
+    retrieved_V: NDArray[np.bool_],
     groups: list[str],
     seed: int,
 ) -> dict[str, Any]:
     top_k = retrieval(query_VMD, gallery_VMD, query_labels, gallery_labels, KS)
-    first = first_hit_ranks(query_VMD, gallery_VMD, query_labels, gallery_labels) == 0
     return {
         "retrieval": top_k,
         "retrieval_top1": top_k[1],
         "retrieval_top5": top_k[5],
-        "retrieval_interval": bootstrap_interval(first, groups, seed=seed),
+        "retrieval_interval": bootstrap_interval(retrieved_V, groups, seed=seed),
         "retrieval_top1_chance": chance_top_k(query_labels, gallery_labels, 1),
         "retrieval_top5_chance": chance_top_k(query_labels, gallery_labels, 5),
         "gallery_videos": len(gallery_labels),

@@ -3,8 +3,10 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
+from trainer.answers import Answers, paired_gain, read_answers, write_answers
 from trainer.compare import NothingToCompare, compare, main, what_differs
 from trainer.report_data import RunFolderError
 
@@ -76,6 +78,42 @@ def test_columns_stand_side_by_side_with_the_second_minus_the_first(runs, capsys
     assert _cells(output, "pretext accuracy") == ["50.0 %", "54.3 %", "+4.3 points"]
     assert _cells(output, "retrieval top-1") == ["25.0 %", "24.0 %", "-1.0 points"]
     assert _cells(output, "linear probe") == ["40.0 %", "40.0 %", "+0.0 points"]
+
+
+GROUPS = ("g1", "g1", "g2", "g2", "g3", "g3")
+KEYS = ("a", "b", "c", "d", "e", "f")
+
+
+def _answers(*right):
+    return {"pretext_acc": Answers.of(np.array(right, dtype=bool), KEYS, GROUPS)}
+
+
+def test_accuracies_on_the_same_views_are_compared_answer_by_answer(runs, capsys):
+    """Right once more in every group: whichever groups are drawn, the difference is +50 points."""
+    write_answers(runs[0] / "answers.npz", _answers(1, 0, 1, 0, 0, 0))
+    write_answers(runs[1] / "answers.npz", _answers(1, 1, 1, 1, 0, 1))
+    gain = paired_gain(*(read_answers(run / "answers.npz")["pretext_acc"] for run in runs))
+    assert (gain.mean, gain.interval) == (0.5, (0.5, 0.5))
+    assert main([str(run) for run in runs]) == 0
+    output = capsys.readouterr().out
+    assert _cells(output, "pretext accuracy")[2] == "+4.3 points [+50.0, +50.0]"  # the made-up result.json says 4.3
+    assert _cells(output, "linear probe")[2] == "+0.0 points"
+
+
+@pytest.mark.parametrize("damage", ["other videos", "other views", "no file", "not a file of ours"])
+def test_without_the_same_items_there_is_no_interval(runs, capsys, damage):
+    write_answers(runs[0] / "answers.npz", _answers(1, 0, 1, 0, 0, 0))
+    write_answers(runs[1] / "answers.npz", _answers(1, 1, 1, 1, 0, 1))
+    if damage == "other videos":
+        write_answers(runs[1] / "answers.npz", {"pretext_acc": Answers.of(np.ones(1, dtype=bool), ("a",), ("g1",))})
+    elif damage == "other views":
+        (runs[1] / "result.json").write_text(json.dumps({**KD, "view_seed": 1}))
+    elif damage == "no file":
+        (runs[1] / "answers.npz").unlink()
+    else:
+        (runs[1] / "answers.npz").write_bytes(b"PK\x03\x04 and so on")
+    assert main([str(run) for run in runs]) == 0
+    assert _cells(capsys.readouterr().out, "pretext accuracy")[2] == "+4.3 points"
 
 
 def test_title_and_the_path_of_each_report_are_shown_whole(runs, capsys, monkeypatch):

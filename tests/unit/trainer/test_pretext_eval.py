@@ -201,7 +201,14 @@ def test_the_whole_evaluation_counts_what_is_left_out_and_gives_plain_json(netwo
     assert result.retrieval_top1_chance == pytest.approx((2 + 1 + 2) / 9)  # queries of classes 0, 1, 0
     assert result.probe_chance == pytest.approx(2 / 3)  # class 0 is the commonest of 0, 1, 0
     assert sum(map(sum, result.pretext_confusion)) == 2 * 2 * 5
+    assert {name: float(found.correct.mean()) for name, found in result.answers.items()} == pytest.approx(
+        {name: getattr(result, name) for name in ("pretext_acc", "retrieval_top1", "probe_acc")}
+    )
+    assert result.answers["pretext_acc"].keys == ("v5",) * 10 + ("v6",) * 10
+    assert result.answers["probe_acc"].keys == ("v4", "v5", "v6")
+    assert result.answers["probe_acc"].groups == ("g2", "g2", "g3")
     fields = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert "answers" not in fields
     assert fields == result.to_json()
     assert [shown["query"] for shown in fields["retrieval_examples"]] == [4, 5, 6]
     assert fields["pretext_label_histogram"] == [4, 4, 4, 4, 4]
