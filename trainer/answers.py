@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +40,10 @@ class Answers:
 def write_answers(path: Path, answers: Mapping[str, Answers]) -> None:
     """By the figure that they are of, such as pretext_acc; whole or not at all."""
     buffer = io.BytesIO()
-    arrays = {f"{name}.{field}": np.array(getattr(one, field)) for name, one in answers.items() for field in _FIELDS}
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {
+        f"{name}.{field}": np.array(getattr(one, field)) for name, one in answers.items() for field in _FIELDS
+    }
+    np.savez_compressed(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
 
 

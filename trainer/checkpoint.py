@@ -269,5 +269,5 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
     digest = hashlib.sha256(f"step {seed} {step} {rank}".encode()).digest()
     number = int.from_bytes(digest[:8], "big")
     torch.default_generator.manual_seed(number)
-    if torch.cuda.is_initialized():  # torch.manual_seed also seeds devices that nobody uses, which takes a millisecond
+    if torch.cuda.is_initialized():  # torch.manual_seed notes a stack trace for each kind of device that nobody uses
         torch.cuda.manual_seed_all(number)
