@@ -65,6 +65,8 @@ def paper(
         except PaperFolderError as error:
             raise ConfigError(str(error)) from None
         return 0
+    if jobs < 0:
+        raise ConfigError(f"--jobs must be at least 1, or 0 for one for each core or GPU, got {jobs}")
     grid = GridRequest(tuple(_numbers("fractions", fractions)), tuple(_whole("seeds", seeds)), _names(controls))
     chosen = with_students(SCALES[scale], student_width, student_epochs)
     if chosen.student.width != SCALES[scale].student.width and not measure:
@@ -96,6 +98,6 @@ def _whole(name: str, text: str) -> list[int]:
     from trainer.config import ConfigError
 
     numbers = _numbers(name, text)
-    if any(number != int(number) for number in numbers):
+    if not all(number.is_integer() for number in numbers):
         raise ConfigError(f"--{name} {text!r}: expected whole numbers")
     return [int(number) for number in numbers]

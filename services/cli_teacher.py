@@ -65,7 +65,8 @@ def import_(
 
     Args:
         source: a .pth, .pt, .bin, .pkl or .safetensors file, or run:ID for a student of this project, as it
-            was after its last step, or run:ID:best as validation liked it most.
+            was after its last step, run:ID:best as validation liked it most, or the folder of one that preceptor eval
+            fine-tuned, which it prints as model.
         name: of the teacher.
         layout: whose names the tensors have; native is this project's, vcop that of VCOP, VCP and PCL, torchvision that
             of its r3d_18, mc3_18 and r2plus1d_18, pcl that of PCL's release of these.

@@ -121,24 +121,35 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     top_k = evaluation.mean_top_k or {}
     table = Table(title=f"{name_of(evaluation)}, %: {question(evaluation)}", title_justify="left")
     more = ["top-" + ", ".join(str(k) for k in top_k if k > 1)] if top_k else []
+    more += ["balanced"] if evaluation.mean_balanced_accuracy is not None else []
     header = ("split", "top-1" if top_k else "accuracy", "95 %", "chance", *more)
     for name in (*header, "videos"):
         table.add_column(name, no_wrap=True)
     for score in evaluation.splits:
         notes = [f"{score.test_left_out} too short"] if score.test_left_out else []
         notes += [f"{score.test_seen} seen in training, without labels"] if score.test_seen else []
+        notes += ["seen in training: not known"] if score.test_seen is None else []
         remark = f" ({', '.join(notes)})" if notes else ""
-        figures = _figures(score.accuracy, score.interval, score.chance, score.top_k or {})
+        figures = _figures(score.accuracy, score.interval, score.chance, score.top_k, score.balanced_accuracy)
         table.add_row(score.split, *figures, f"{score.test_videos}{remark}")
     table.add_section()
-    mean = _figures(evaluation.mean_accuracy, evaluation.mean_interval, evaluation.mean_chance, top_k)
+    mean = _figures(
+        evaluation.mean_accuracy,
+        evaluation.mean_interval,
+        evaluation.mean_chance,
+        evaluation.mean_top_k,
+        evaluation.mean_balanced_accuracy,
+    )
     table.add_row("mean", *mean, "")
     return table
 
 
-def _figures(accuracy: float, interval: Interval, chance: float, top_k: dict[int, float]) -> list[str]:
+def _figures(
+    accuracy: float, interval: Interval, chance: float, top_k: dict[int, float] | None, balanced: float | None
+) -> list[str]:
     bounds = "–" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"
     more = [", ".join(f"{100 * value:.1f}" for k, value in top_k.items() if k > 1)] if top_k else []
+    more += [] if balanced is None else [f"{100 * balanced:.1f}"]
     return [f"{100 * accuracy:.1f}", bounds, f"{100 * chance:.1f}", *more]
 
 

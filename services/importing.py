@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from teacher_server.importers.source import Source
 
 RUN_PREFIX = "run:"
-# All else stands in the run's own settings.
-_WISHES_OF_RUNS = ("head", "classes", "precision", "resize", "compile", "chunk_items")
+# All else stands in the student's own settings.
+_WISHES_OF_STUDENTS = ("head", "classes", "precision", "resize", "compile", "chunk_items")
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -56,6 +57,9 @@ def import_teacher(
     """
     if source.startswith(RUN_PREFIX):
         return _import_run(source.removeprefix(RUN_PREFIX), name, wishes, library, mode)
+    if Path(source).is_dir():
+        return _import_fine_tuned(Path(source), name, wishes, library, mode)
+    _refuse_part_of_student(Path(source))
     from teacher_server.importers.install import install, with_best_precision
     from teacher_server.importers.plan import make_plan
     from teacher_server.importers.source import read_source
@@ -81,15 +85,11 @@ def _rows_of_file(plan: ImportPlan, source: Source) -> dict[str, str]:
     }
 
 
-def _rows_of_run(entry: TeacherEntry, card: TeacherCard) -> dict[str, str]:
+def _rows_of_student(entry: TeacherEntry, card: TeacherCard) -> dict[str, str]:
     made = card.provenance
     metrics = ", ".join(f"{name} {value:.3f}" for name, value in sorted(made.metrics.items()))
-    return {
-        **_rows_of_card(card),
-        "trained": f"{made.steps} steps on store {made.store_fingerprint[:12]}",
-        "metrics": metrics or "none",
-        "sha256": entry.weights_sha256,
-    }
+    trained = {"trained": f"{made.steps} steps on store {made.store_fingerprint[:12]}", "metrics": metrics or "none"}
+    return _rows_of_card(card) | (trained if made.steps else {}) | {"sha256": entry.weights_sha256}
 
 
 def _rows_of_card(card: TeacherCard) -> dict[str, str]:
@@ -111,16 +111,8 @@ def _table(title: str, rows: dict[str, str]) -> Table:
 
 
 def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary, mode: ImportMode) -> TeacherId | None:
-    """A student of this project: its run says all that the card needs. It is tried in a library of its own first.
-
-    run_id: of its newest checkpoint, with `:best` behind it of the one that validation chose."""
-    from safetensors.torch import load_file
-
-    from teacher_server.engine.teacher import FrozenTeacher
-    from teacher_server.importers.install import best_precision
-    from teacher_server.importers.plan import checked_card
+    """run_id: of its newest checkpoint, with `:best` behind it of the one that validation chose."""
     from trainer.checkpoint import BEST
-    from trainer.errors import CheckpointError
     from trainer.export import export_teacher
     from trainer.runs import RunFolder
 
@@ -130,21 +122,75 @@ def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary,
     folder = RunFolder(runs_folder() / name_of_run)
     if not folder.config.is_file() or (colon and which != BEST):
         raise ImportRefused(source, f"there is no such run under {runs_folder()}; expected run:ID or run:ID:{BEST}")
+
+    def export(trial: TeacherLibrary) -> TeacherId:
+        command = f"preceptor teacher import {source}"
+        return export_teacher(
+            folder, name, trial, command, head=wishes.head, classes=wishes.classes, best=which == BEST
+        )
+
+    return _import_student(source, name, wishes, library, mode, export)
+
+
+def _import_fine_tuned(
+    folder: Path, name: str, wishes: Wishes, library: TeacherLibrary, mode: ImportMode
+) -> TeacherId | None:
+    """A student that fine-tuning left; `preceptor eval` names its folder."""
+    from trainer.export import export_fine_tuned
+    from trainer.student_files import CARD, load_student
+
+    source = str(folder)
+    if not (folder / CARD).is_file():
+        raise ImportRefused(
+            source, f"it is a folder without {CARD}; expected a file, the folder of a fine-tuned student, or run:ID"
+        )
+    _refuse_flags_of_files(source, wishes, mode)
+    if wishes.head == "pretext":
+        raise ConfigError(f"{source} was fine-tuned and has an action head only: leave out --head pretext")
+
+    def export(trial: TeacherLibrary) -> TeacherId:
+        command = f"preceptor teacher import {'/'.join(folder.resolve().parts[-3:])}"
+        return export_fine_tuned(load_student(folder), name, trial, command, classes=wishes.classes)
+
+    return _import_student(source, name, wishes, library, mode, export)
+
+
+def _refuse_part_of_student(file: Path) -> None:
+    """Raises ImportRefused for the weights of a fine-tuned student without their card, which says what they see."""
+    from trainer.student_files import CARD
+
+    if (file.parent / CARD).is_file():
+        raise ImportRefused(str(file), f"{CARD} beside it says what it was trained on: import the folder {file.parent}")
+
+
+def _import_student(
+    source: str,
+    name: str,
+    wishes: Wishes,
+    library: TeacherLibrary,
+    mode: ImportMode,
+    export: Callable[[TeacherLibrary], TeacherId],
+) -> TeacherId | None:
+    """A student of this project: its own settings say all that the card needs. It is tried in a library of its own
+    first. export: adds it to a library."""
+    from safetensors.torch import load_file
+
+    from teacher_server.engine.teacher import FrozenTeacher
+    from teacher_server.importers.install import best_precision
+    from teacher_server.importers.plan import checked_card
+    from trainer.errors import CheckpointError
+
     with tempfile.TemporaryDirectory(prefix="preceptor-import-") as scratch:
         trial = TeacherLibrary(Path(scratch))
         try:
-            command = f"preceptor teacher import {source}"
-            made = export_teacher(
-                folder, name, trial, command, head=wishes.head, classes=wishes.classes, best=which == BEST
-            )
-            entry = trial.entry(made)
+            entry = trial.entry(export(trial))
         except CheckpointError as error:
             raise ImportRefused(source, str(error)) from None
         assert isinstance(entry.card, TeacherCard)  # a student is one network
         changes = {"resize": wishes.resize, "compile": wishes.compile, "chunk_items": wishes.chunk_items}
         card = checked_card(source, entry.card.model_dump() | changes)
         console = Console()
-        console.print(_table(f"{source} as {name}", _rows_of_run(entry, card)))
+        console.print(_table(f"{source} as {name}", _rows_of_student(entry, card)))
         if mode.dry_run:
             return None
         if wishes.precision == "auto":
@@ -158,10 +204,10 @@ def _import_run(run_id: str, name: str, wishes: Wishes, library: TeacherLibrary,
 
 def _refuse_flags_of_files(source: str, wishes: Wishes, mode: ImportMode) -> None:
     """Raises ConfigError for what means something for files only."""
-    fields = [f for f in dataclasses.fields(Wishes) if f.name not in _WISHES_OF_RUNS]
+    fields = [f for f in dataclasses.fields(Wishes) if f.name not in _WISHES_OF_STUDENTS]
     changed = [f.name for f in fields if getattr(wishes, f.name) != f.default]
     if changed:
         flags = ", ".join("--" + field.replace("_", "-") for field in changed)
-        raise ConfigError(f"the card of {source} comes from the run: leave out {flags}")
+        raise ConfigError(f"the card of {source} comes from its run: leave out {flags}")
     if mode.trust_pickle:
-        raise ConfigError(f"{source} holds no pickle, a run's checkpoints are safetensors: leave out --trust-pickle")
+        raise ConfigError(f"{source} holds no pickle, students are kept as safetensors: leave out --trust-pickle")

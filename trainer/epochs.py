@@ -8,6 +8,7 @@ The test list is only written down: nothing is chosen by it.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from teacher_server.zoo.network import VideoNetwork
 from trainer.checkpoint import TrainingState
 from trainer.collective import Collective
 from trainer.config import RunConfig
+from trainer.errors import Diverged, NotFinite
 from trainer.evaluate.pretext import PretextResult, pretext_accuracy
 from trainer.log import RunLog
 from trainer.plan import student_input
@@ -48,17 +50,22 @@ class EpochEnd:
 
     def __call__(self, state: TrainingState, *, epoch: int, count: int, num_steps: int) -> None:
         """epoch: from 0; count: validated epochs, num_steps: steps so far. Changes schedule, selection and totals of
-        the state."""
+        the state. Raises Diverged, on all workers, when the student's answers are not finite any more."""
         self._collective.same_buffers(state.network)
         figures = torch.zeros(2, dtype=torch.float64)
         values: dict[str, Any] = {}
         if self._log is not None:
-            validation = self._pretext(state.network, self._val_rows, tuples_per_video=1)
-            figures = torch.tensor([validation.balanced_accuracy, validation.loss], dtype=torch.float64)
-            values |= _named("val", validation)
-            if self._config.eval_every and count % self._config.eval_every == 0:
-                values |= _named("test", self._pretext(state.network, self._test_rows, self._config.eval_tuples))
+            try:
+                validation = self._pretext(state.network, self._val_rows, tuples_per_video=1)
+                figures = torch.tensor([validation.balanced_accuracy, validation.loss], dtype=torch.float64)
+                values |= _named("val", validation)
+                if self._config.eval_every and count % self._config.eval_every == 0:
+                    values |= _named("test", self._pretext(state.network, self._test_rows, self._config.eval_tuples))
+            except NotFinite:  # the other workers must hear of it, or they would wait for this one
+                figures = torch.full((2,), math.nan, dtype=torch.float64)
         balanced_acc, loss = self._collective.sum(figures).tolist()  # rank 0's: the others add 0
+        if not math.isfinite(loss):
+            raise Diverged(num_steps)
         if self._config.schedule == "plateau":
             state.schedule.step(loss)
         state.selection.note(num_steps, balanced_acc, loss)

@@ -4,6 +4,7 @@ TrainingError(RuntimeError)
 ├── CheckpointError      a checkpoint is missing or damaged, or was made by another run
 ├── Diverged             the loss is not finite any more
 ├── EvaluationError      a student, a store and a protocol that do not go together; a ValueError too
+│   └── NotFinite        the network's features are not finite
 └── TrainingFailed       the workers ended without an outcome
 
 ConfigError(ValueError)   settings, or a name among them, that cannot be
@@ -25,7 +26,7 @@ class CheckpointError(TrainingError):
 
 
 class Diverged(TrainingError):
-    """The loss is not finite. Argument: the step, counted from 1."""
+    """The loss is not finite, in a step or in the validation after it. Argument: the step, counted from 1."""
 
     def __init__(self, step: int) -> None:
         super().__init__(step)
@@ -36,6 +37,10 @@ class Diverged(TrainingError):
 
 class EvaluationError(TrainingError, ValueError):
     """This student cannot be evaluated in this way on these videos."""
+
+
+class NotFinite(EvaluationError):
+    """The network's features are not finite: its training diverged."""
 
 
 class TrainingFailed(TrainingError):

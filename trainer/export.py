@@ -1,4 +1,7 @@
-"""A trained student becomes a teacher: a checkpoint of its run and a card, added to a teacher library.
+"""A trained student becomes a teacher: its tensors and a card, added to a teacher library.
+
+    export_teacher       a checkpoint of a finished run
+    export_fine_tuned    a student that `preceptor eval --protocol finetune` left, which names actions
 
 python -m trainer.export RUN --name NAME [--library DIR]
 """
@@ -27,7 +30,7 @@ from trainer.config import ConfigError, RunConfig
 from trainer.errors import CheckpointError
 from trainer.report_data import read_metrics
 from trainer.runs import RunFolder
-from trainer.student_files import best_checkpoint
+from trainer.student_files import LoadedStudent, best_checkpoint
 from trainer.teacher_facts import action_class_names
 
 Head = Literal["pretext", "action"]
@@ -83,9 +86,44 @@ def export_teacher(
             metrics=_metrics(run, result, step_of(checkpoint)),
         ),
     )
+    return _add(library, name, card, tensors)
+
+
+def export_fine_tuned(
+    student: LoadedStudent, name: str, library: TeacherLibrary, command: str = "", *, classes: tuple[str, ...] | None
+) -> TeacherId:
+    """Adds a fine-tuned student as the next version of `name`: an action teacher of the input that it was trained on.
+
+    command: for the card. classes: other names than its own. Raises ConfigError for a student without an action head
+    or for classes of another number, TeacherError for the name.
+    """
+    tensors = {key: tensor.contiguous() for key, tensor in student.network.state_dict().items()}
+    if not student.classes:
+        raise ConfigError(f"student {student.source} has no action head: it was not fine-tuned")
+    if classes is not None and len(classes) != len(student.classes):
+        raise ConfigError(f"the action head has {len(student.classes)} classes, --classes names {len(classes)}")
+    config = student.config
+    card = TeacherCard(
+        arch=config.student,
+        arch_version=ARCH_VERSION,
+        width=config.width,
+        head="action",
+        classes=student.classes if classes is None else classes,
+        clip_len=config.clip_len,
+        crop=config.crop,
+        modality=config.modality,
+        feature_size=student.network.backbone.feature_size,
+        provenance=Provenance(command=command),
+    )
+    return _add(library, name, card, tensors)
+
+
+def _add(library: TeacherLibrary, name: str, card: TeacherCard, tensors: Mapping[str, Tensor]) -> TeacherId:
+    """Backbone and the card's head, without the rest."""
+    served = ("backbone.", f"{card.head}_head.")
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "model.safetensors"
-        save_file({key: x for key, x in tensors.items() if key.startswith(("backbone.", f"{chosen}_head."))}, weights)
+        save_file({key: tensor for key, tensor in tensors.items() if key.startswith(served)}, weights)
         return library.add(name, card, weights)
 
 

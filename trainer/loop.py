@@ -21,7 +21,7 @@ from trainer.checkpoint import load_newest, newest_step, point_to_best, save_che
 from trainer.collective import Collective
 from trainer.config import RunConfig
 from trainer.epochs import EpochEnd
-from trainer.errors import Diverged
+from trainer.errors import Diverged, NotFinite
 from trainer.fingerprint import weights_digest
 from trainer.finish import Stopped, write_result
 from trainer.loader import LoadedStep, Loader, TeacherSignal
@@ -123,6 +123,8 @@ class Trainer:
             )
         except Stopped:
             return Outcome("stopped", outcome.step, "stopped in the final evaluation")
+        except NotFinite as error:  # on videos of the test list, where those of validation were still finite
+            return Outcome("diverged", outcome.step, str(error))
         return outcome
 
     def _restore_timeline(self, steps_done: int) -> str:

@@ -26,7 +26,8 @@ def split_rows(
 
     Validation is a hold-out of whole groups (gNN) of the training list, so that no actor or background is on both
     sides; the test list is never touched. config.fraction is taken of what then is left to train on, so all fractions
-    share validation and test. Raises ConfigError when a part is empty or the fraction leaves fewer than 2 videos.
+    share validation and test. Raises ConfigError when a video stands in both lists, when a part is empty or the
+    fraction leaves fewer than 2 videos.
     """
     train, validation, test, left_out = _split_whole(store, config)
     part = train[_fraction_of(store, train, config)]
@@ -60,6 +61,13 @@ def _split_whole(
         left_out += int((~fits).sum())
         usable[name] = rows[fits]
     train, test = usable[config.train_subset], usable[config.test_subset]
+    num_shared = len(np.intersect1d(train, test))
+    if num_shared:
+        raise ConfigError(
+            f"{num_shared} of the {len(test)} videos of --test-subset {config.test_subset} are in --train-subset "
+            f"{config.train_subset}, too: nothing would be told by a test on them; name the two lists of one split, "
+            "such as train02 and test02"
+        )
     if len(train) == 0 or len(test) == 0:
         raise ConfigError(
             f"no video of {config.train_subset} or of {config.test_subset} has the {config.clip_spec.tuple_span} "

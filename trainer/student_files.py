@@ -32,6 +32,7 @@ from teacher_server.zoo.network import VideoNetwork
 from trainer.checkpoint import BEST, load_network_tensors, newest_checkpoint
 from trainer.config import ConfigError, RunConfig, from_json
 from trainer.errors import CheckpointError
+from trainer.lessons import Lesson, lesson_of_run
 from trainer.runs import RunFolder
 from trainer.teacher_facts import action_class_names
 
@@ -49,7 +50,7 @@ class LoadedStudent:
     here (data.plugins). digest: of its weights, 64 hex digits. source: the folder that was read.
     classes: names of the action head's classes, in order; numbers where the names are not on record any more, empty
     without such a head. frame_size: (height, width) of the stored frames that a student with such a head was trained
-    on; None where that is not on record.
+    on; None where that is not on record. lessons: what it was trained on, one after the other.
     """
 
     network: VideoNetwork
@@ -58,6 +59,7 @@ class LoadedStudent:
     source: Path
     classes: tuple[str, ...] = ()
     frame_size: tuple[int, int] | None = None
+    lessons: tuple[Lesson, ...] = ()
 
     @property
     def key(self) -> str:
@@ -71,10 +73,11 @@ class _StudentCard(BaseModel):
     """student.json of a fine-tuned student. config: RunConfig's fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     config: dict[str, object]
     classes: tuple[str, ...]
     frame_size: tuple[int, int]
+    lessons: tuple[Lesson, ...]
     weights_digest: str
 
 
@@ -91,18 +94,31 @@ def load_student(reference: str | Path) -> LoadedStudent:
         raise ConfigError(f"{folder} is a checkpoint, but {run.config} is missing: its settings are not known")
     tensors, config = load_network_tensors(folder), run.read_config()
     num_classes = _num_rows(tensors, _ACTION_WEIGHT)
+    lessons = (lesson_of_run(run, config, has_action_head=num_classes > 0),)
     if not num_classes:
-        return _loaded(tensors, config, folder)
-    return _loaded(tensors, config, folder, action_class_names(config, num_classes), _stored_size(config))
+        return _loaded(tensors, config, folder, lessons)
+    return _loaded(tensors, config, folder, lessons, action_class_names(config, num_classes), _stored_size(config))
 
 
 def save_student(
-    folder: Path, network: VideoNetwork, config: RunConfig, classes: tuple[str, ...], frame_size: tuple[int, int]
+    folder: Path,
+    network: VideoNetwork,
+    config: RunConfig,
+    classes: tuple[str, ...],
+    frame_size: tuple[int, int],
+    lessons: tuple[Lesson, ...],
 ) -> None:
-    """Writes a fine-tuned student as a folder that `load_student` reads; replaces the one that is there."""
+    """Writes a fine-tuned student as a folder that `load_student` reads; replaces the one that is there.
+
+    The arguments are LoadedStudent's.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     card = _StudentCard(
-        config=config.to_json(), classes=classes, frame_size=frame_size, weights_digest=tensors_digest(tensors)
+        config=config.to_json(),
+        classes=classes,
+        frame_size=frame_size,
+        lessons=lessons,
+        weights_digest=tensors_digest(tensors),
     )
     folder.mkdir(parents=True, exist_ok=True)
     # The card goes last: a folder without one, or with that of other weights, is not taken for whole.
@@ -176,18 +192,19 @@ def _load_fine_tuned(folder: Path) -> LoadedStudent:
             f"student {folder} is damaged: its card names {len(card.classes)} classes, its head has {num_classes}"
         )
     config = from_json(dict(card.config))
-    return _loaded(tensors, config, folder, card.classes, card.frame_size)
+    return _loaded(tensors, config, folder, card.lessons, card.classes, card.frame_size)
 
 
 def _loaded(
     tensors: Mapping[str, Tensor],
     config: RunConfig,
     source: Path,
+    lessons: tuple[Lesson, ...],
     classes: tuple[str, ...] = (),
     frame_size: tuple[int, int] | None = None,
 ) -> LoadedStudent:
     network = network_from(tensors, config.student, config.width)
-    return LoadedStudent(network, config, tensors_digest(tensors), source, classes, frame_size)
+    return LoadedStudent(network, config, tensors_digest(tensors), source, classes, frame_size, lessons)
 
 
 def _stored_size(config: RunConfig) -> tuple[int, int] | None:

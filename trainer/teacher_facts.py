@@ -42,8 +42,7 @@ def teacher_facts(config: RunConfig) -> TeacherFacts | None:
     """None for scratch. Raises TeacherError or ConfigError, a sentence, unless the run can learn from its teacher."""
     ref = config.teacher_ref
     if ref is None:
-        if config.hint_weight > 0:
-            raise ConfigError("--hint-weight needs a teacher whose features to follow: give one with --teacher")
+        _check_scratch(config)
         return None
     if config.needs_library:
         library = TeacherLibrary(teachers_folder())
@@ -53,6 +52,11 @@ def teacher_facts(config: RunConfig) -> TeacherFacts | None:
     if facts.head == "action" and config.kd_target != "teacher":
         raise ConfigError(
             f"--kd-target {config.kd_target} goes by the pretext label, teacher {config.teacher} has an action head"
+        )
+    if config.hint_weight > 0 and config.kd_target != "teacher":
+        raise ConfigError(
+            f"--hint-weight follows the teacher's true features, of which the control --kd-target {config.kd_target} "
+            "must know nothing: leave one of the two out"
         )
     return facts
 
@@ -84,6 +88,18 @@ def action_class_names(config: RunConfig, count: int) -> tuple[str, ...]:
     except (TeacherError, DataError, ConfigError):
         return numbered_classes(count)
     return store_classes if config.ce_weight > 0 and len(store_classes) == count else numbered_classes(count)
+
+
+def _check_scratch(config: RunConfig) -> None:
+    """Raises ConfigError for what means nothing without a teacher."""
+    if config.hint_weight > 0:
+        raise ConfigError("--hint-weight needs a teacher whose features to follow: give one with --teacher")
+    if config.log_cka:
+        raise ConfigError("--log-cka compares with a teacher's features: give one with --teacher, or leave it out")
+    if config.kd_target != "teacher":
+        raise ConfigError(
+            f"--kd-target {config.kd_target} is made of a teacher's answers: give one with --teacher, or leave it out"
+        )
 
 
 def _of_card(card: Card, config: RunConfig) -> TeacherFacts:

@@ -137,6 +137,11 @@ def _as_trained(layout: Layout, found: Mapping[str, Tensor], head: str, wishes: 
     if layout.name == torchvision.NAME and own_heads:
         notes.append(f"its heads are this project's: taken for its students' input {_SAY_OTHERWISE}")
         return dataclasses.replace(layout, modality="res", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    if layout.name == torchvision.NAME and head == "action" and wishes.modality is None:
+        notes.append(
+            "taken for frames with the mean of Kinetics: a student of this project that was fine-tuned and exported "
+            "has the same names, so import its folder instead"
+        )
     if not layout.backward_residual:
         return layout
     if head == "pretext" and f"{PROJECTOR}.weight" in found:  # VCOP, VCP and all classifiers have none

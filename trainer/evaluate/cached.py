@@ -31,6 +31,7 @@ from trainer.evaluate.protocols import Workplace, evaluate, printable
 from trainer.evaluate.records import Evaluation
 from trainer.evaluate.request import EvalRequest
 from trainer.evaluate.splits import split_names
+from trainer.lessons import lesson_on
 from trainer.student_files import LoadedStudent, save_student
 
 MODEL_FOLDER = "model"
@@ -97,7 +98,7 @@ def ask(
     A request that names no splits is about those whose test videos are new to the student. The network is moved to the
     device. Raises EvaluationError for what does not go together, OSError.
     """
-    splits = splits_to_ask(student.config, store, request.splits, request.protocol)
+    splits = splits_to_ask(student.lessons, store, request.splits, request.protocol)
     request = dataclasses.replace(request, splits=splits)
     files = evaluation_files(student, store, request)
     if force:
@@ -111,8 +112,10 @@ def ask(
         return Answer(known, files, was_there=True)
 
     def keep(split: str, result: FinetuneResult) -> None:
+        name = f"train{split}"
+        lessons = (*student.lessons, lesson_on(store, store.subset(name), name, used_labels=True))
         classes = printable(store.classes)
-        save_student(files.model(split), result.network, student.config, classes, store.frame_size)
+        save_student(files.model(split), result.network, student.config, classes, store.frame_size, lessons)
 
     evaluation = evaluate(
         student.network.to(torch.device(device)),
@@ -120,7 +123,7 @@ def ask(
         request,
         student=_name(student),
         weights_digest=student.digest,
-        trained_on=training_rows(student.config, store),
+        trained_on=training_rows(student.lessons, store),
         workplace=Workplace(files.features, files.work, keep),
         progress=progress,
     )

@@ -25,7 +25,7 @@ from data.views import ClipSpec, VideoTable, ViewBatch
 from teacher_server.zoo.fold import fold_batch_norm
 from teacher_server.zoo.layers import Backbone
 from teacher_server.zoo.network import VideoNetwork
-from trainer.errors import EvaluationError
+from trainer.errors import NotFinite
 
 Progress = Callable[[int, int], None]
 """Called with (clips done, clips in all) after every forward pass."""
@@ -75,7 +75,7 @@ def view_features(
 ) -> NDArray[np.float32]:
     """[N, D] features of each view. A view that occurs several times is rendered and computed once.
 
-    batch_clips: clips in memory at a time. Runs on the device of the network's weights. Raises EvaluationError
+    batch_clips: clips in memory at a time. Runs on the device of the network's weights. Raises NotFinite
     for features that are not finite: no accuracy computed from them would mean anything.
     """
     if batch_clips < 1:
@@ -92,7 +92,7 @@ def view_features(
             if progress is not None:
                 progress(start + len(part), len(distinct))
     if not np.isfinite(features).all():
-        raise EvaluationError("the network's features are not finite: it diverged, train again with a smaller lr")
+        raise NotFinite("the network's features are not finite: it diverged, train again with a smaller lr")
     return features[inverse_N]
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data.input_spec import InputSpec
 from data.store import ClipStore
-from data.views import NUM_PRETEXT, SEGMENT_COPY, ClipSpec
+from data.views import SEGMENT_COPY, ClipSpec
 from teacher_server.zoo.network import VideoNetwork
 from trainer.answers import Answers
 from trainer.evaluate.bootstrap import bootstrap_interval
@@ -57,11 +57,11 @@ class EvalOptions:
 class EvalResult:
     """What a student can do. Accuracies lie in [0, 1]; intervals are 95 % by group, None with fewer than 2 groups.
 
-    `*_chance`: guessing the operation; a gallery in random order; always naming the class that is commonest among the
-    training videos. `retrieval`: k -> top-k accuracy; a k above `gallery_videos` means the whole gallery.
-    `retrieval_examples`: a few queries with their neighbours, as rows of the store. `*_left_out`: videos with too few
-    frames, for a tuple (pretext) or for a clip (train, test). `answers`: which items were right, for the three figures
-    that runs are compared by; no part of the JSON.
+    `*_chance`: always naming the commonest operation; a gallery in random order; always naming the class that is
+    commonest among the training videos. `retrieval`: k -> top-k accuracy; a k above `gallery_videos` means the whole
+    gallery. `retrieval_examples`: a few queries with their neighbours, as rows of the store. `*_left_out`: videos with
+    too few frames, for a tuple (pretext) or for a clip (train, test). `answers`: which items were right, for the three
+    figures that runs are compared by; no part of the JSON.
     """
 
     pretext_acc: float
@@ -181,7 +181,7 @@ def _pretext_fields(result: PretextResult, store: ClipStore, seed: int) -> dict[
         "pretext_balanced_acc": result.balanced_accuracy,
         "pretext_loss": result.loss,
         "pretext_interval": bootstrap_interval(result.correct, groups_of(store, result.rows), seed=seed),
-        "pretext_chance": 1 / NUM_PRETEXT,
+        "pretext_chance": result.chance,
         "pretext_label_histogram": result.label_histogram,
         "pretext_confusion": _table(result.confusion),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,8 +34,10 @@ class FinetuneRecipe:
     def __post_init__(self) -> None:
         if self.mode not in ("head", "full"):
             raise EvaluationError(f"mode must be head or full, got {self.mode!r}")
-        if min(self.epochs, self.batch_size, self.clips_per_video) < 1 or self.lr <= 0:
+        if min(self.epochs, self.batch_size, self.clips_per_video) < 1 or not 0 < self.lr < math.inf:
             raise EvaluationError(
                 "epochs, batch size and clips per video must be at least 1 and lr positive, got "
                 f"{self.epochs}, {self.batch_size}, {self.clips_per_video} and {self.lr:g}"
             )
+        if not (0 <= self.seed < 2**63 and 0 <= self.view_seed < 2**63):
+            raise EvaluationError(f"seeds must lie between 0 and 2**63, got {self.seed} and {self.view_seed}")

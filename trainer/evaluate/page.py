@@ -61,11 +61,13 @@ def _headline(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     for k, value in (evaluation.mean_top_k or {}).items():
         if k > 1:
             figures.append((f"Top-{k}", percent(value), "one of the nearest"))
+    if evaluation.mean_balanced_accuracy is not None:
+        figures.append(("Balanced", percent(evaluation.mean_balanced_accuracy), "mean over the operations"))
     return [*figures, ("Time", duration(evaluation.seconds), f"splits: {len(evaluation.splits)}")]
 
 
 def _splits(evaluation: Evaluation) -> Html:
-    header = (
+    header: tuple[str, ...] = (
         "split",
         "accuracy",
         "95 % by group",
@@ -75,6 +77,9 @@ def _splits(evaluation: Evaluation) -> Html:
         "of these seen in training",
         "left out",
     )
+    is_pretext = evaluation.protocol == "pretext"
+    if is_pretext:
+        header += ("balanced accuracy", *(f"asked: {name}" for name in evaluation.classes))
     rows = [
         (
             text(score.split),
@@ -83,8 +88,9 @@ def _splits(evaluation: Evaluation) -> Html:
             text(percent(score.chance)),
             text(percent(score.train_accuracy)),
             text(score.test_videos),
-            text(score.test_seen),
+            text("not known" if score.test_seen is None else score.test_seen),
             text(score.test_left_out + score.train_left_out),
+            *((text(percent(score.balanced_accuracy)), *map(text, score.label_histogram or ())) if is_pretext else ()),
         )
         for score in evaluation.splits
     ]

@@ -1,7 +1,8 @@
 """The pretext task on videos: which of the five operations was done to the middle clip of a tuple.
 
-Every video is tried under all five operations, so each label occurs equally often and guessing gives 1/5. (With the
-remote variant of the temporal shuffle the label 4 is rarer: a short video has no remote clip.)
+Every video is tried under all five operations, so each label occurs equally often and guessing gives 1/5. With the
+remote variant of the temporal shuffle the label 4 is rarer, because a short video has no remote clip, and always naming
+another one gives more.
 
 Axis letters: I items (tuples), K operations.
 """
@@ -34,6 +35,11 @@ class PretextResult:
     confusion: NDArray[np.int64]
     correct: NDArray[np.bool_]
     rows: NDArray[np.int64]
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of always naming the commonest operation."""
+        return max(self.label_histogram) / sum(self.label_histogram)
 
 
 def pretext_accuracy(

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.store import ClipStore
-from data.views import NUM_PRETEXT
 from teacher_server.card import pretext_classes
 from teacher_server.zoo.network import VideoNetwork
 from trainer.errors import EvaluationError
@@ -82,9 +81,9 @@ def evaluate(
     """The answer to the request, on the device that the network's weights lie on.
 
     student, weights_digest: who is evaluated, for the record. trained_on: rows of the store that the student was
-    trained on. workplace: makes it resumable; None keeps nothing. on_answers: told of each split whether each
-    answer is right, bool [I], and of which group its video is. progress: may raise to end it early. Raises
-    EvaluationError for what does not go together.
+    trained on; None when nobody knows. workplace: makes it resumable; None keeps nothing. on_answers: told of each
+    split whether each answer is right, bool [I], and of which group its video is. progress: may raise to end it early.
+    Raises EvaluationError for what does not go together.
     """
     began = time.monotonic()
     check_frames(store.frame_size, request.spec, f"clip store {store.path}")
@@ -99,6 +98,7 @@ def evaluate(
     top_k = None
     if scores[0].top_k is not None:
         top_k = {k: float(np.mean([(score.top_k or {})[k] for score in scores])) for k in scores[0].top_k}
+    balanced = [score.balanced_accuracy for score in scores if score.balanced_accuracy is not None]
     return Evaluation(
         protocol=request.protocol,
         student=student,
@@ -117,6 +117,7 @@ def evaluate(
             [one.correct for one in scored], [one.groups for one in scored], seed=request.seed
         ),
         mean_chance=float(np.mean([score.chance for score in scores])),
+        mean_balanced_accuracy=float(np.mean(balanced)) if balanced else None,
         mean_top_k=top_k,
         seconds=round(time.monotonic() - began, 3),
     )
@@ -140,7 +141,7 @@ class _Run:
         progress: PhaseProgress | None,
     ) -> None:
         self._network, self._store, self._request = network, store, request
-        self._trained_on = np.zeros(0, np.int64) if trained_on is None else trained_on
+        self._trained_on = trained_on
         self._workplace, self._progress = workplace, progress
 
     def scores(self, splits: tuple[Split, ...]) -> list[_Scored]:
@@ -233,7 +234,7 @@ class _Run:
             result.correct,
             result.rows,
             result.confusion,
-            1 / NUM_PRETEXT,
+            result.chance,
             balanced_accuracy=result.balanced_accuracy,
             loss=result.loss,
             label_histogram=result.label_histogram,
@@ -258,7 +259,7 @@ class _Run:
             test_items=len(correct),
             test_videos=len(split.test_rows),
             test_left_out=split.test_left_out,
-            test_seen=int(np.isin(split.test_rows, self._trained_on).sum()),
+            test_seen=(None if self._trained_on is None else int(np.isin(split.test_rows, self._trained_on).sum())),
             train_videos=len(split.train_rows),
             train_left_out=split.train_left_out,
             **more,

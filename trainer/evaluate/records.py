@@ -25,11 +25,12 @@ class RetrievalExample(_Record):
 class SplitScore(_Record):
     """One split. accuracy: top-1 of the protocol's question: action or, for `pretext`, operation.
 
-    interval: 95 %, resampled by group; None with fewer than 2 groups. chance: guessing the operation; a gallery in
-    random order; always naming the class that is commonest among the training videos. confusion: a row per true class,
-    a column per answer; in retrieval the answer is the nearest video's class. test_items: answers that the accuracy is
-    the mean of. *_left_out: videos with too few frames. test_seen: test videos in the list that the student was trained
-    on. train_accuracy: of clips. top_k: of retrieval, by k.
+    interval: 95 %, resampled by group; None with fewer than 2 groups. chance: always naming the commonest operation; a
+    gallery in random order; always naming the class that is commonest among the training videos. confusion: a row per
+    true class, a column per answer; in retrieval the answer is the nearest video's class. test_items: answers that the
+    accuracy is the mean of. *_left_out: videos with too few frames. test_seen: test videos in the lists that the
+    student was trained on, None when those are not known. train_accuracy: of clips. balanced_accuracy: of pretext, mean
+    over the operations. label_histogram: how often each operation was asked for. top_k: of retrieval, by k.
     """
 
     split: str
@@ -40,7 +41,7 @@ class SplitScore(_Record):
     test_items: int
     test_videos: int
     test_left_out: int
-    test_seen: int
+    test_seen: int | None
     train_videos: int
     train_left_out: int
     train_accuracy: float | None = None
@@ -68,5 +69,6 @@ class Evaluation(_Record):
     mean_accuracy: float
     mean_interval: Interval
     mean_chance: float
+    mean_balanced_accuracy: float | None = None
     mean_top_k: dict[int, float] | None = None
     seconds: float

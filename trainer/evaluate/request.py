@@ -15,7 +15,7 @@ from trainer.errors import EvaluationError
 from trainer.evaluate.finetune_recipe import FinetuneRecipe
 from trainer.evaluate.records import ProtocolName
 
-_REVISION = 3  # part of every settings hash: count up with a change that changes any number
+_REVISION = 4  # part of every settings hash: count up with a change that changes any number
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class EvalRequest:
             raise EvaluationError(
                 f"clips and tuples per video must be at least 1, got {self.clips_per_video}, {self.tuples_per_video}"
             )
+        if not 0 <= self.seed < 2**63:
+            raise EvaluationError(f"seed must lie between 0 and 2**63, got {self.seed}")
 
     def digest(self, store_fingerprint: str, splits: tuple[str, ...]) -> str:
         """16 hex digits that change with the question and with the store that it is put on."""

@@ -42,7 +42,8 @@ def split_names(store: ClipStore) -> tuple[str, ...]:
 def splits_of(store: ClipStore, names: Sequence[str], needed: int) -> tuple[Split, ...]:
     """The named splits (none named: all of the store), of the videos with at least `needed` frames.
 
-    Raises EvaluationError for a split that the store lacks or a list without a video that is long enough.
+    Raises EvaluationError for a split that the store lacks, one with videos in both of its lists, or a list without a
+    video that is long enough.
     """
     known = split_names(store)
     wanted = tuple(names) or known
@@ -57,6 +58,12 @@ def splits_of(store: ClipStore, names: Sequence[str], needed: int) -> tuple[Spli
 
 def _split(store: ClipStore, name: str, needed: int) -> Split:
     train, test = store.subset(f"train{name}"), store.subset(f"test{name}")
+    num_shared = len(np.intersect1d(train, test))
+    if num_shared:
+        raise EvaluationError(
+            f"{num_shared} of the {len(test)} videos of test{name} are in train{name}, too: nothing would be told by a "
+            "test on them; mend the lists and ingest again, or leave this split out (--splits)"
+        )
     train_fits, test_fits = (
         fitting(store, train, needed, f"list train{name}"),
         fitting(store, test, needed, f"list test{name}"),

@@ -43,32 +43,6 @@ from trainer.paper.words import points
 
 _SHOWN_MISSING = 40  # of a grid with hundreds of cells, the rest is counted
 _FOOTER = "Written by Preceptor from the cells' result.json and answers.npz. The same cells give the same page."
-_READING = (
-    "Pretext accuracy is the share of test tuples whose operation (one of five) is named right; guessing gives 20 %. "
-    "It is never mixed with action accuracy. Stages end after 25, 75 and 100 % of the epochs (the paper's 50, 150 and "
-    "200 of 200). At equal epochs a smaller share of the data means fewer steps, so the tables show both.",
-    "A gain is distillation minus scratch of the same student, share of the data and seed, answer by answer on the "
-    f"same test views. Its interval is the middle {100 * LEVEL:g} % of {NUM_RESAMPLES:,} resamples: each draws as many "
-    "groups of test videos (gNN: one person before one background) and as many seeds as there are, with replacement, "
-    "both at once, and a seed brings its distilled and its scratch run; what groups and what seeds deviate by is "
-    "stretched by sqrt(G/(G-1)) and sqrt(S/(S-1)), which resampling so few of them loses. It says how far the mean "
-    "gain would move with other groups and other seeds of the same kind. It does not cover other data sets, splits or "
-    "settings, says nothing of seeds when there is one, and is not adjusted for how many gains are compared. Nine "
-    "groups and three seeds are few: in simulations a gain that is 0 is shown as different from 0 about one time in "
-    "ten where runs differ by group, and one in five where they differ by seed alone, instead of one in twenty; so a "
-    "few of 24 such gains would be. All students of a full-data teacher, of every seed, learn from one "
-    "network, and so do those of an untrained one: an interval says nothing of other networks of that architecture, "
-    "trained or drawn anew.",
-    "Training accuracy is that of the last epoch's tuples: augmented, and each before its own update, with the batch's "
-    "statistics. Validation and test are centre crops without augmentation, with the running statistics. So the three "
-    "curves of a run are not on one scale; those of two runs are. Which videos a share below 100 % holds changes with "
-    "the seed, so a deviation over seeds has that in it too.",
-    "The full-data teachers have seen all training videos, also when their students see 2 % of them; the matched-data "
-    "teachers have seen what their students see. Both are shown, apart. They differ by more than the data: a matched "
-    "teacher is the scratch student of that share and seed, trained for as many epochs as any student and on the very "
-    "views that its own students learn from; the full-data teachers have a seed and views of their own, and the number "
-    "of epochs that the settings below name.",
-)
 
 
 @dataclass(frozen=True)
@@ -114,7 +88,7 @@ def results_document(grid: Grid, findings: Findings, claims: Sequence[Claim]) ->
         *_controls(findings),
         Section("speed", "How soon", (milestone_picture(findings), *_each(findings, milestone_table))),
         Section("cost", "What it costs", (cost_picture(findings), *_each(findings, cost_table), *_teachers(findings))),
-        Section("reading", "How to read this", tuple(map(Paragraph, _READING))),
+        Section("reading", "How to read this", tuple(map(Paragraph, _reading(grid.run, findings)))),
         Section("missing", "What is missing", tuple(_missing(findings))),
         Section("origin", "How it was made", tuple(_origin(grid.run, findings))),
     ]
@@ -180,6 +154,45 @@ def _teachers(findings: Findings) -> Iterator[Table]:
     table = teachers_table(findings)
     if table is not None:
         yield table
+
+
+def _reading(run: Mapping[str, Any], findings: Findings) -> Iterator[str]:
+    settings = run.get("settings")
+    built_in = isinstance(settings, Mapping) and settings.get("built_in") is True
+    group = "gNN, in the built-in set one person before one background" if built_in else "gNN of all classes together"
+    yield (
+        "Pretext accuracy is the share of test tuples whose operation (one of five) is named right; guessing gives "
+        "20 %. It is never mixed with action accuracy. Stages end after 25, 75 and 100 % of the epochs (the paper's "
+        "50, 150 and 200 of 200). At equal epochs a smaller share of the data means fewer steps, so the tables "
+        "show both."
+    )
+    yield (
+        "A gain is distillation minus scratch of the same student, share of the data and seed, answer by answer on the "
+        f"same test views. Its interval is the middle {100 * LEVEL:g} % of {NUM_RESAMPLES:,} resamples: each draws as "
+        f"many groups of test videos ({group}) and as many seeds as there are, with replacement, both at once, and a "
+        "seed brings its distilled and its scratch run; what groups and what seeds deviate by is stretched by "
+        "sqrt(G/(G-1)) and sqrt(S/(S-1)), which resampling so few of them loses. It says how far the mean gain would "
+        "move with other groups and other seeds of the same kind. It does not cover other data sets, splits or "
+        "settings, says nothing of seeds when there is one, and is not adjusted for how many gains are compared. In "
+        "simulations with nine groups and three seeds a gain that is 0 is shown as different from 0 about one time in "
+        "ten where runs differ by group, and one in five where they differ by seed alone, instead of one in twenty; "
+        f"here are {findings.num_groups} groups and {len(findings.seeds)} seeds. All students of a full-data teacher, "
+        "of every seed, learn from one network, and so do those of an untrained one: an interval says nothing of other "
+        "networks of that architecture, trained or drawn anew."
+    )
+    yield (
+        "Training accuracy is that of the last epoch's tuples: augmented, and each before its own update, with the "
+        "batch's statistics. Validation and test are centre crops without augmentation, with the running statistics. "
+        "So the three curves of a run are not on one scale; those of two runs are. Which videos a share below 100 % "
+        "holds changes with the seed, so a deviation over seeds has that in it too."
+    )
+    yield (
+        "The full-data teachers have seen all training videos, also when their students see 2 % of them; the "
+        "matched-data teachers have seen what their students see. Both are shown, apart. They differ by more than the "
+        "data: a matched teacher is the scratch student of that share and seed, trained for as many epochs as any "
+        "student and on the very views that its own students learn from; the full-data teachers have a seed and views "
+        "of their own, and the number of epochs that the settings below name."
+    )
 
 
 def _missing(findings: Findings) -> Iterator[Paragraph | Table]:

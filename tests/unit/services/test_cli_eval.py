@@ -35,7 +35,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         writer.commit({"train01": names[:4], "test01": names[4:]})
     torch.manual_seed(0)
     config = RunConfig(student="c3d", width=0.05, clip_len=8, interval=2, crop=32, store="two")
-    save_student(tmp_path / "model", VideoNetwork("c3d", 0.05), config, (), (36, 40))
+    save_student(tmp_path / "model", VideoNetwork("c3d", 0.05), config, (), (36, 40), ())
     return tmp_path / "model"
 
 
@@ -64,7 +64,15 @@ def test_eval_as_json_is_the_record_alone(
 ) -> None:
     assert run(monkeypatch, "eval", model, "--protocol", "pretext", "--tuples", "1", "--json") == 0
     evaluation = Evaluation.model_validate_json(capsys.readouterr().out)
-    assert evaluation.splits[0].label_histogram == (4, 4, 4, 4, 4)
+    (score,) = evaluation.splits
+    assert (score.label_histogram, score.chance) == ((4, 4, 4, 4, 4), 0.2)
+    assert evaluation.mean_balanced_accuracy == score.balanced_accuracy
+    table = evaluation_table(evaluation)
+    assert [str(column.header) for column in table.columns][4:] == ["balanced", "videos"]
+    assert [list(column.cells) for column in table.columns][4] == [f"{100 * evaluation.mean_balanced_accuracy:.1f}"] * 2
+    assert run(monkeypatch, "eval", model, "--protocol", "pretext", "--tuples", "1") == 0
+    page = capsys.readouterr().out.split("page   ")[1].splitlines()[0]
+    assert all(f"asked: {name}" in Path(page).read_text() for name in evaluation.classes)
 
 
 def test_what_fine_tuning_leaves_is_a_student_that_names_classes(
@@ -86,6 +94,9 @@ def test_what_fine_tuning_leaves_is_a_student_that_names_classes(
         (["eval", "MODEL", "--store", "nowhere"], "nowhere"),
         (["eval", "MODEL", "--splits", "02"], "has no lists train02 and test02; its splits are: 01"),
         (["eval", "MODEL", "--epochs", "0"], "must be at least 1"),
+        (["eval", "MODEL", "--seed", "-1"], "seeds must lie between 0 and 2**63, got -1"),
+        (["eval", "MODEL", "--protocol", "retrieval", "--seed", "-1"], "must lie between 0 and 2**63, got -1"),
+        (["eval", "MODEL", "--lr", "nan"], "lr positive, got 150, 8, 10 and nan"),
         (["predict", "MODEL", "a.avi"], "has not learned to name actions"),
         (["predict", "MODEL", "a.avi", "--store", "two", "--top", "0"], "must be at least 1"),
     ],

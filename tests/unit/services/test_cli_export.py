@@ -22,7 +22,7 @@ def student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = RunConfig(teacher="none", student="mc3_18", width=0.01, clip_len=8, crop=32)
     torch.manual_seed(0)
     network = VideoNetwork("mc3_18", 0.01, pretext_classes=0, action_classes=2, projector=False)
-    save_student(tmp_path / "tuned", network, config, ("bow", "wave"), (40, 54))
+    save_student(tmp_path / "tuned", network, config, ("bow", "wave"), (40, 54), ())
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "tuned"

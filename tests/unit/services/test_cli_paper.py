@@ -60,10 +60,19 @@ def test_controls_and_sizes_that_cannot_be_are_refused_in_a_sentence(wrong):
         paper(dry_run=True, **wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"fractions": "a"}, {"fractions": "0"}, {"seeds": "0.5"}, {"seeds": ""}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"fractions": "a"}, {"fractions": "0"}, {"seeds": "0.5"}, {"seeds": ""}, {"seeds": "inf"}, {"seeds": "nan"}],
+)
 def test_lists_that_cannot_be_are_refused_in_a_sentence(wrong):
     with pytest.raises(ConfigError):
         paper(dry_run=True, **wrong)
+
+
+def test_a_negative_number_of_jobs_is_refused_with_its_own_flag(home):
+    with pytest.raises(ConfigError, match=r"--jobs must be at least 1, or 0 .*, got -1"):
+        paper(dry_run=True, jobs=-1)
+    assert list(home.iterdir()) == []
 
 
 def test_the_full_scale_asks_for_stores_that_only_the_user_can_make():

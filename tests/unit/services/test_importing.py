@@ -23,8 +23,10 @@ from teacher_server.library import TeacherEntry, TeacherLibrary
 from teacher_server.protocol import TeacherId
 from teacher_server.zoo.names import ARCH_VERSION
 from teacher_server.zoo.network import VideoNetwork
-from trainer.config import ConfigError
+from trainer.config import ConfigError, RunConfig
+from trainer.plan import student_input
 from trainer.runs import RunFolder
+from trainer.student_files import load_student, save_student
 
 
 @pytest.fixture
@@ -132,8 +134,8 @@ def test_a_dry_run_shows_everything_and_adds_nothing(
         (("nothing.pth",), "nothing.pth cannot be imported: there is no such file"),
         (("run:nobody",), "run:nobody cannot be imported: there is no such run under "),
         (("run:nobody:best",), "run:nobody:best cannot be imported: there is no such run under "),
-        (("run:nobody", "--trust-pickle"), "run:nobody holds no pickle, a run's checkpoints are safetensors: "),
-        (("run:nobody", "--crop", "32", "--allow-unused"), "the card of run:nobody comes from the run: leave out "),
+        (("run:nobody", "--trust-pickle"), "run:nobody holds no pickle, students are kept as safetensors: "),
+        (("run:nobody", "--crop", "32", "--allow-unused"), "the card of run:nobody comes from its run: leave out "),
         (("nothing.pth", "--classes", "/nowhere/at/all"), "--classes /nowhere/at/all cannot be read: "),
     ],
 )
@@ -263,3 +265,58 @@ def test_a_run_is_tested_on_the_device_that_was_named_and_not_added_when_it_fail
     assert devices == ["cuda"]
     assert "its answers are not finite" in capsys.readouterr().err
     assert not (home / "home" / "teachers").exists()
+
+
+@pytest.fixture
+def tuned(home: Path) -> Path:
+    """The folder of a fine-tuned student that sees frames, at a size that no layout assumes."""
+    config = RunConfig(teacher="none", student="r3d_18", width=0.05, clip_len=9, crop=40, modality="rgb")
+    torch.manual_seed(2)
+    network = VideoNetwork("r3d_18", 0.05, pretext_classes=0, action_classes=2, projector=False)
+    save_student(home / "tuned", network, config, ("bow", "wave"), (48, 64), ())
+    return home / "tuned"
+
+
+def test_a_fine_tuned_student_becomes_an_action_teacher_of_its_own_input(
+    home: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, str(tuned), "--name", "actions", "--precision", "float32") == 0
+    frozen = FrozenTeacher.load(TeacherLibrary(home / "home" / "teachers").entry(TeacherId("actions", 1)))
+    card = frozen.card
+    assert (card.head, card.classes) == ("action", ("bow", "wave"))
+    assert (card.modality, card.crop, card.clip_len) == ("rgb", 40, 9)
+    student = load_student(tuned)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 40, 40, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        features = student.network.features(prepare(pixels, student_input(student.config)))
+        assert student.network.action_head is not None
+        expected = student.network.action_head(features).numpy()
+    np.testing.assert_allclose(frozen.answer(pixels).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("tuned/model.safetensors",),
+            "tuned/model.safetensors cannot be imported: student.json beside it ",
+        ),
+        ((".",), ". cannot be imported: it is a folder without student.json; expected a file, the folder of a fine-"),
+        (("tuned", "--head", "pretext"), "tuned was fine-tuned and has an action head only: leave out --head pretext"),
+        (("tuned", "--modality", "res"), "the card of tuned comes from its run: leave out --modality"),
+    ],
+)
+def test_what_a_fine_tuned_student_s_folder_cannot_be_is_one_sentence(
+    home: Path,
+    tuned: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tuned.parent)
+    assert run(monkeypatch, *arguments, "--name", "mine") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert not (home / "home" / "teachers" / "mine").exists()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import shutil
 
 import numpy as np
 import pytest
@@ -15,9 +14,11 @@ from teacher_server.zoo.network import VideoNetwork
 from trainer.config import RunConfig
 from trainer.errors import EvaluationError
 from trainer.evaluate.cached import ask
-from trainer.evaluate.exposure import splits_to_ask, training_rows
+from trainer.evaluate.exposure import splits_to_ask
+from trainer.evaluate.finetune_recipe import FinetuneRecipe
 from trainer.evaluate.request import EvalRequest
-from trainer.student_files import LoadedStudent, tensors_digest
+from trainer.lessons import Lesson, lesson_on
+from trainer.student_files import LoadedStudent, load_student, tensors_digest
 
 SPEC = ClipSpec(clip_len=8, interval=2, crop=32)
 
@@ -47,39 +48,57 @@ def config(store):
     return RunConfig(student="c3d", width=0.05, clip_len=8, interval=2, crop=32, store=str(store.path))
 
 
-def test_by_default_the_splits_are_those_whose_test_videos_are_new(store, config):
-    assert splits_to_ask(config, store, (), "probe") == ("01",)
-    assert splits_to_ask(dataclasses.replace(config, train_subset="train02"), store, (), "pretext") == ("02",)
-    with pytest.raises(EvaluationError, match=r"trained on train03 of this store, .*--splits; they are 01, 02"):
-        splits_to_ask(dataclasses.replace(config, train_subset="train03"), store, (), "probe")
+def _learned(store, *lists, labels=False):
+    return tuple(lesson_on(store, store.subset(name), name, used_labels=labels) for name in lists)
 
 
-def test_another_store_is_new_to_the_student_and_a_copy_of_its_own_is_not(store, config, tmp_path):
-    assert splits_to_ask(dataclasses.replace(config, store=str(tmp_path / "other")), store, (), "pretext") == (
-        "01",
-        "02",
-    )
-    copy = ClipStore.open(shutil.copytree(store.path, tmp_path / "copy"))
-    assert splits_to_ask(config, copy, (), "pretext") == ("01",)
-    np.testing.assert_array_equal(training_rows(config, copy), store.subset("train01"))
+def test_by_default_the_splits_are_those_whose_test_videos_are_new(store):
+    assert splits_to_ask(_learned(store, "train01"), store, (), "probe") == ("01",)
+    assert splits_to_ask(_learned(store, "train02"), store, (), "pretext") == ("02",)
+    assert splits_to_ask((), store, (), "pretext") == ("01", "02")
+    for lists, said in ((("train03",), "train03"), (("train01", "train02"), "train01 and train02")):
+        with pytest.raises(EvaluationError, match=rf"trained on {said}, with test .*--splits; they are 01, 02"):
+            splits_to_ask(_learned(store, *lists), store, (), "probe")
 
 
 @pytest.mark.parametrize(
-    ("protocol", "change"), [("pretext", {}), ("probe", {"ce_weight": 0.5}), ("finetune", {"extra_loss": "a:b"})]
+    ("protocol", "labels"), [("pretext", False), ("probe", True), ("finetune", True), ("retrieval", True)]
 )
-def test_videos_are_not_asked_under_the_labels_that_the_student_learned(store, config, protocol, change):
-    config = dataclasses.replace(config, **change)
-    assert splits_to_ask(config, store, ("01",), protocol) == ("01",)
+def test_videos_are_not_asked_under_the_labels_that_the_student_learned(store, protocol, labels):
+    lessons = _learned(store, "train01", labels=labels)
+    assert splits_to_ask(lessons, store, ("01",), protocol) == ("01",)
     with pytest.raises(EvaluationError, match="3 of the test videos of split 02 are in train01"):
-        splits_to_ask(config, store, ("01", "02"), protocol)
+        splits_to_ask(lessons, store, ("01", "02"), protocol)
+
+
+def _student(config, store, lessons):
+    torch.manual_seed(0)
+    network = VideoNetwork("c3d", 0.05).eval()
+    digest = tensors_digest(network.state_dict())
+    return LoadedStudent(network, config, digest, store.path / "step-1", lessons=lessons)
 
 
 def test_videos_seen_without_labels_may_be_asked_and_are_counted(store, config):
-    torch.manual_seed(0)
-    network = VideoNetwork("c3d", 0.05).eval()
-    student = LoadedStudent(network, config, tensors_digest(network.state_dict()), store.path / "step-1")
+    student = _student(config, store, _learned(store, "train01"))
     request = EvalRequest("retrieval", SPEC, InputSpec(modality="res", crop=32), clips_per_video=2)
     assert [(score.split, score.test_seen) for score in ask(student, store, request).evaluation.splits] == [("01", 0)]
     answer = ask(student, store, dataclasses.replace(request, splits=("01", "02")))
     assert [(score.split, score.test_seen) for score in answer.evaluation.splits] == [("01", 0), ("02", 3)]
     assert "of these seen in training" in answer.files.page.read_text()
+
+
+def test_what_nobody_knows_is_said_and_not_counted_as_new(store, config):
+    student = _student(config, store, (Lesson(list_name="train01", used_labels=False, videos=None),))
+    answer = ask(student, store, EvalRequest("retrieval", SPEC, InputSpec(modality="res", crop=32), clips_per_video=2))
+    assert [(score.split, score.test_seen) for score in answer.evaluation.splits] == [("01", None), ("02", None)]
+    assert "<td>not known</td>" in answer.files.page.read_text()
+
+
+def test_a_fine_tuned_student_is_not_asked_about_what_it_was_fine_tuned_on(store, config):
+    """Its run knew nothing of this store; split 02 tests videos that train01 taught it with their labels."""
+    recipe = FinetuneRecipe(mode="full", epochs=1, clips_per_video=2, augment=False)
+    request = EvalRequest("finetune", SPEC, InputSpec(modality="res", crop=32), splits=("01",), recipe=recipe)
+    tuned = load_student(ask(_student(config, store, ()), store, request).files.model("01"))
+    assert splits_to_ask(tuned.lessons, store, (), "probe") == ("01",)
+    with pytest.raises(EvaluationError, match="3 of the test videos of split 02 are in train01"):
+        splits_to_ask(tuned.lessons, store, ("02",), "retrieval")

@@ -15,6 +15,8 @@ from teacher_server.protocol import TeacherId
 from teacher_server.roster.roster import Roster
 from trainer.checkpoint import CheckpointError, seed_step
 from trainer.collective import Collective
+from trainer.epochs import EpochEnd
+from trainer.errors import Diverged, NotFinite
 from trainer.evaluate.pretext import pretext_accuracy
 from trainer.fingerprint import weights_digest
 from trainer.loop import Outcome, Trainer
@@ -130,6 +132,33 @@ def test_a_stop_after_the_last_step_only_leaves_out_the_evaluation(bench, config
     assert not run.is_finished
     assert bench.attempt(config, run)[0] == Outcome("finished", 3)
     assert run.read_result()["steps"] == 3
+
+
+def test_a_run_that_diverges_in_the_last_step_of_an_epoch_ends_as_diverged(bench, config):
+    """One step an epoch: its own loss is finite, and validation is the first to see the weights."""
+    config = dataclasses.replace(config, batch_size=12, lr=1e38)
+    outcome, _ = bench.attempt(config, bench.folder("diverging"))
+    reason = "the loss is not finite at step 1: choose a smaller --lr and --resume never"
+    assert outcome == Outcome("diverged", 0, reason)
+
+
+def test_all_workers_hear_that_validation_was_not_finite(config, monkeypatch):
+    """Rank 0 alone validates: the others see its figures in the sum, and would wait for it otherwise."""
+    monkeypatch.setattr(Collective, "sum", lambda _self, tensor: torch.full_like(tensor, torch.nan))
+    state = SimpleNamespace(network=torch.nn.Identity())
+    end = EpochEnd(config, None, None, None, Collective(), None)
+    with pytest.raises(Diverged):
+        end(state, epoch=0, count=1, num_steps=3)
+
+
+def test_a_run_whose_test_videos_alone_show_that_it_diverged_ends_so_too(bench, config, monkeypatch):
+    def evaluate_student(*_args, **_options):
+        raise NotFinite("the features are not finite")
+
+    monkeypatch.setattr("trainer.finish.evaluate_student", evaluate_student)
+    config, run = dataclasses.replace(config, max_steps=1, evaluate=True), bench.folder("diverging")
+    assert bench.attempt(config, run)[0] == Outcome("diverged", 1, "the features are not finite")
+    assert not run.is_finished
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(bench, config):

@@ -91,6 +91,15 @@ def test_a_split_without_both_lists_is_refused_with_those_that_there_are(splits_
         splits_of(splits_store, ("01", "03"), 8)
 
 
+def test_a_split_with_videos_in_both_of_its_lists_is_refused(tmp_path):
+    with StoreWriter(tmp_path / "mixed", frame_size=(36, 40), classes=("left",)) as writer:
+        for key in "abc":
+            writer.add(key, 0, "g0", np.zeros((8, 36, 40, 3), dtype=np.uint8))
+        writer.commit({"train01": ["a", "b"], "test01": ["b", "c"]})
+    with pytest.raises(EvaluationError, match="1 of the 2 videos of test01 are in train01, too"):
+        splits_of(ClipStore.open(tmp_path / "mixed"), (), 8)
+
+
 def test_retrieval_of_each_split_is_that_of_its_lists(network, splits_store):
     found = _evaluate(network, splits_store, _request("retrieval"))
     for score, split in zip(found.splits, splits_of(splits_store, (), 8), strict=True):
@@ -222,7 +231,8 @@ def test_an_evaluation_that_was_ended_goes_on_where_it_was(student, splits_store
         ask(student, splits_store, request, progress=end_at_the_third_step_of_the_second_split)
     done = ask(student, splits_store, request, progress=end_at_the_third_step_of_the_second_split)
     assert steps == [(split, step) for split in ("split 01", "split 02") for step in (1, 2, 3, 4)]
-    alone = evaluate(student.network, splits_store, request, student="mine", weights_digest="ab")
+    nothing = np.zeros(0, np.int64)
+    alone = evaluate(student.network, splits_store, request, student="mine", weights_digest="ab", trained_on=nothing)
     assert done.evaluation.splits == alone.splits
 
 

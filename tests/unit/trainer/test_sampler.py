@@ -8,6 +8,7 @@ import pytest
 from data.draw import draw_tuples, epoch_order
 from data.errors import ViewError
 from data.render import render_batch
+from data.store import ClipStore
 from data.views import Augment
 from trainer.config import ConfigError, RunConfig
 from trainer.sampler import Sampler, count_whole, split_rows, write_train_list
@@ -127,6 +128,13 @@ def test_the_hold_out_is_the_same_for_every_seed_and_view_seed(store, config):
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(store, config):
     with pytest.raises(ConfigError, match="16 training videos in 4 groups cannot be split for validation"):
         split_rows(store, dataclasses.replace(config, val_fraction=0.99))
+
+
+def test_lists_that_share_a_video_are_refused_with_their_flags(store, config, monkeypatch):
+    lists = {"train01": np.array([0, 1, 2, 4, 5]), "test01": np.array([8, 2, 9, 1])}
+    monkeypatch.setattr(ClipStore, "subset", lambda _self, name: lists[name])
+    with pytest.raises(ConfigError, match="2 of the 4 videos of --test-subset test01 are in --train-subset train01"):
+        split_rows(store, config)
 
 
 def test_videos_that_are_all_too_short_are_refused_with_the_length_that_is_needed(store):

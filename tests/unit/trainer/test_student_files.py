@@ -13,6 +13,7 @@ from teacher_server.zoo.network import VideoNetwork
 from trainer.checkpoint import newest_checkpoint, point_to_best
 from trainer.config import ConfigError
 from trainer.errors import CheckpointError
+from trainer.lessons import Lesson
 from trainer.student_files import CARD, MODEL, load_student, network_from, save_student, tensors_digest
 from trainer.totals import Selection
 
@@ -144,10 +145,12 @@ def test_the_key_follows_the_weights_and_the_architecture(trained):
 def test_a_fine_tuned_student_reads_back_whole(config, tmp_path):
     network = VideoNetwork("r3d", 0.05, pretext_classes=0, action_classes=2, projector=False)
     config = dataclasses.replace(config, width=0.05)
-    save_student(tmp_path / "model", network, config, ("left", "right"), (40, 54))
+    lessons = (Lesson(list_name="train01", used_labels=True, videos={"00ff": 30}),)
+    save_student(tmp_path / "model", network, config, ("left", "right"), (40, 54), lessons)
     student = load_student(tmp_path / "model")
     assert _same(student.network, network)
     assert (student.config, student.classes, student.frame_size) == (config, ("left", "right"), (40, 54))
+    assert student.lessons == lessons
 
 
 @pytest.mark.parametrize("damage", ["weights of another", "weights cut off", "card cut off", "a class too few"])
@@ -155,10 +158,10 @@ def test_a_damaged_fine_tuned_student_is_refused(config, tmp_path, damage):
     config = dataclasses.replace(config, width=0.05)
     for name in ("model", "other"):
         network = VideoNetwork("r3d", 0.05, pretext_classes=0, action_classes=2, projector=False)
-        save_student(tmp_path / name, network, config, ("left", "right"), (40, 54))
+        save_student(tmp_path / name, network, config, ("left", "right"), (40, 54), ())
     folder = tmp_path / "model"
     if damage == "a class too few":
-        save_student(folder, network, config, ("left",), (40, 54))
+        save_student(folder, network, config, ("left",), (40, 54), ())
     elif damage == "weights of another":
         (tmp_path / "other" / MODEL).rename(folder / MODEL)
     else:

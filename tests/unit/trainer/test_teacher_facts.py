@@ -66,9 +66,24 @@ def test_behind_a_gateway_what_the_settings_must_say_is_asked_for(config, fields
         facts(config, teacher="alpha", **BEHIND, **fields)
 
 
-def test_hints_need_a_teacher(config):
-    with pytest.raises(ConfigError, match="--hint-weight needs a teacher"):
-        facts(config, hint_weight=1.0)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hint_weight": 1.0}, "--hint-weight needs a teacher"),
+        ({"log_cka": True}, "--log-cka compares with a teacher's features"),
+        ({"kd_target": "smoothed_mean"}, "--kd-target smoothed_mean is made of a teacher's answers"),
+    ],
+)
+def test_what_is_made_of_a_teacher_needs_one(config, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        facts(config, **fields)
+
+
+@pytest.mark.usefixtures("home")
+def test_a_control_is_not_mixed_with_the_teachers_true_features(config):
+    with pytest.raises(ConfigError, match="of which the control --kd-target shuffled must know nothing"):
+        facts(config, teacher="alpha", kd_target="shuffled", hint_weight=1.0)
+    assert facts(config, teacher="alpha", kd_target="shuffled") is not None
 
 
 def test_the_action_head_has_the_classes_of_the_teacher_or_of_the_store(config):

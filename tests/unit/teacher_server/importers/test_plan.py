@@ -240,7 +240,9 @@ def test_weights_of_torchvision_get_the_preprocessing_of_kinetics(foreign: Modul
     assert (card.mean, card.std) == ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
     assert (card.crop, card.clip_len, card.modality) == (112, 16, "rgb")
     assert card.classes[:2] + card.classes[-1:] == ("class_000", "class_001", "class_399")
-    assert plan.notes == ("its 400 classes are numbered; --classes FILE names them",)
+    of_students, numbered = plan.notes
+    assert of_students.startswith("taken for frames with the mean of Kinetics: a student of this project that was fine")
+    assert numbered == "its 400 classes are numbered; --classes FILE names them"
 
 
 def test_residual_clips_of_pcl_count_backwards(foreign: ModuleType) -> None:
