@@ -136,9 +136,9 @@ def test_transfers_are_made_again_when_the_second_data_set_is_another(shop, seco
     assert make_transfers(student, shop.scale, folder, lambda *figures: calls.append(figures)).records == first.records
     assert calls == []
     with StoreWriter(tmp_path / "other", frame_size=second_store.frame_size, classes=("a", "b")) as writer:
-        for name, label in (("x", 0), ("y", 1)):
+        for name, label in (("x", 0), ("y", 1), ("z", 1)):
             writer.add(name, label, name, np.zeros((20, 36, 48, 3), dtype=np.uint8))
-        writer.commit({"train01": ["x", "y"], "test01": ["y"]})
+        writer.commit({"train01": ["x", "y"], "test01": ["z"]})
     scale = dataclasses.replace(shop.scale, second_store=str(tmp_path / "other"))
     other = make_transfers(student, scale, folder, lambda *figures: calls.append(figures))
     assert [t for t in other.records if t.dataset == "same"] == [t for t in first.records if t.dataset == "same"]
