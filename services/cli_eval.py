@@ -32,7 +32,8 @@ def evaluate(
     Example: preceptor eval my-run --store demo2 --protocol finetune --mode full --splits 01
 
     Args:
-        checkpoint: id of a run (its newest checkpoint), RUN:best, or the folder of a run or of a checkpoint.
+        checkpoint: id of a run (its newest checkpoint), RUN:best, or the folder of a run, of a checkpoint or
+            of a student that was fine-tuned here before.
         store: clip store, a name or a path; that of the training by default. Its classes are those to tell apart.
         protocol: finetune and probe train a linear layer on top, retrieval looks for near videos, pretext asks for the
             operation done to a tuple.

@@ -18,7 +18,8 @@ def export(
     """Write a trained student as a file for other programs.
 
     Networks of torchvision get its names in a .pth, all others this project's. An ONNX model takes normalised clips;
-    its metadata says which normalisation. To serve a student as a teacher, use preceptor teacher import run:ID.
+    its metadata says which normalisation. To serve a student as a teacher, use preceptor teacher import with
+    run:ID, or with the folder of a fine-tuned one.
 
     Example: preceptor export my-run --format onnx --out my-run.onnx
 

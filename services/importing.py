@@ -149,7 +149,7 @@ def _import_fine_tuned(
         raise ConfigError(f"{source} was fine-tuned and has an action head only: leave out --head pretext")
 
     def export(trial: TeacherLibrary) -> TeacherId:
-        command = f"preceptor teacher import {'/'.join(folder.resolve().parts[-3:])}"
+        command = f"preceptor teacher import {'/'.join(folder.resolve().parts[-4:])}"
         return export_fine_tuned(load_student(folder), name, trial, command, classes=wishes.classes)
 
     return _import_student(source, name, wishes, library, mode, export)

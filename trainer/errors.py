@@ -26,7 +26,7 @@ class CheckpointError(TrainingError):
 
 
 class Diverged(TrainingError):
-    """The loss is not finite, in a step or in the validation after it. Argument: the step, counted from 1."""
+    """The loss is not finite, in a step or in an evaluation after it. Argument: the step, counted from 1."""
 
     def __init__(self, step: int) -> None:
         super().__init__(step)

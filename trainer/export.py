@@ -21,6 +21,7 @@ from data.errors import DataError
 from data.home import runs_folder, teachers_folder
 from teacher_server.card import Provenance, TeacherCard, pretext_classes
 from teacher_server.errors import TeacherError
+from teacher_server.importers.plan import checked_card
 from teacher_server.library import TeacherLibrary
 from teacher_server.protocol import TeacherId
 from teacher_server.zoo.heads import CLIPS_PER_TUPLE
@@ -65,27 +66,19 @@ def export_teacher(
             f"--classes names an action head's classes, run {run.run_id} is taken by its pretext head (--head)"
         )
     num_classes, num_inputs = tensors[f"{chosen}_head.linear.weight"].shape
-    card = TeacherCard(
-        arch=config.student,
-        arch_version=ARCH_VERSION,
-        width=config.width,
-        head=chosen,
-        classes=(
-            pretext_classes(config.pretext_operation, config.shuffle_variant)
-            if chosen == "pretext"
-            else _action_classes(config, num_classes, classes)
-        ),
-        clip_len=config.clip_len,
-        crop=config.crop,
-        modality=config.modality,
-        feature_size=num_inputs // (CLIPS_PER_TUPLE if chosen == "pretext" else 1),
-        provenance=Provenance(
-            command=command,
-            store_fingerprint=result["store_fingerprint"],
-            steps=step_of(checkpoint),
-            metrics=_metrics(run, result, step_of(checkpoint)),
-        ),
+    named = (
+        pretext_classes(config.pretext_operation, config.shuffle_variant)
+        if chosen == "pretext"
+        else _action_classes(config, num_classes, classes)
     )
+    made = Provenance(
+        command=command,
+        store_fingerprint=result["store_fingerprint"],
+        steps=step_of(checkpoint),
+        metrics=_metrics(run, result, step_of(checkpoint)),
+    )
+    feature_size = num_inputs // (CLIPS_PER_TUPLE if chosen == "pretext" else 1)
+    card = _card(f"run {run.run_id}", config, chosen, named, feature_size, made)
     return _add(library, name, card, tensors)
 
 
@@ -102,20 +95,31 @@ def export_fine_tuned(
         raise ConfigError(f"student {student.source} has no action head: it was not fine-tuned")
     if classes is not None and len(classes) != len(student.classes):
         raise ConfigError(f"the action head has {len(student.classes)} classes, --classes names {len(classes)}")
-    config = student.config
-    card = TeacherCard(
-        arch=config.student,
-        arch_version=ARCH_VERSION,
-        width=config.width,
-        head="action",
-        classes=student.classes if classes is None else classes,
-        clip_len=config.clip_len,
-        crop=config.crop,
-        modality=config.modality,
-        feature_size=student.network.backbone.feature_size,
-        provenance=Provenance(command=command),
-    )
+    feature_size = student.network.backbone.feature_size
+    named = student.classes if classes is None else classes
+    card = _card(str(student.source), student.config, "action", named, feature_size, Provenance(command=command))
     return _add(library, name, card, tensors)
+
+
+def _card(
+    source: str, config: RunConfig, head: Head, classes: tuple[str, ...], feature_size: int, provenance: Provenance
+) -> TeacherCard:
+    """What the settings of a student's run say of it. Raises ImportRefused, for classes that no card can have."""
+    return checked_card(
+        source,
+        {
+            "arch": config.student,
+            "arch_version": ARCH_VERSION,
+            "width": config.width,
+            "head": head,
+            "classes": classes,
+            "clip_len": config.clip_len,
+            "crop": config.crop,
+            "modality": config.modality,
+            "feature_size": feature_size,
+            "provenance": provenance,
+        },
+    )
 
 
 def _add(library: TeacherLibrary, name: str, card: TeacherCard, tensors: Mapping[str, Tensor]) -> TeacherId:

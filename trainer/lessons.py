@@ -1,7 +1,8 @@
 """What a student was trained on, told by the videos themselves.
 
 A store may be moved, or made again with another codec or frame size, and the smaller built-in sets are parts of the
-larger ones. The videos stay the same: a video is known again by its key and its number of frames.
+larger ones. The videos stay the same: a video is known again by its key and its number of frames. Files that were
+ingested under another layout have other keys, and are not known again.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ _ANY_LENGTH = 0  # frames of a video of which only the key is on record
 
 
 class Lesson(BaseModel):
-    """One list of videos that a student was trained on, whole: also what a fraction or the hold-out left aside of it.
+    """One list of videos that a student was trained on, whole: also what a fraction or the hold-out left aside of it,
+    unless the run's store is gone.
 
-    list_name: such as train01. used_labels: whether the videos' action labels, or an action teacher's answers, had a
-    part in it. videos: number of frames, or 0 where that is not on record, by 16 hex digits of the key's hash; None
+    name: such as train01 of ucf101. used_labels: whether the videos' action labels, or an action teacher's answers, had
+    a part in it. videos: number of frames, or 0 where that is not on record, by 16 hex digits of the key's hash; None
     when nobody here knows which videos they were.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    list_name: str
+    name: str
     used_labels: bool
     videos: dict[str, int] | None
 
@@ -37,7 +39,7 @@ class Lesson(BaseModel):
 def lesson_on(store: ClipStore, rows: NDArray[np.int64], list_name: str, *, used_labels: bool) -> Lesson:
     """These rows of a store."""
     videos = {name: int(store.videos.num_frames[row]) for row, name in zip(rows, _names(store, rows), strict=True)}
-    return Lesson(list_name=list_name, used_labels=used_labels, videos=videos)
+    return Lesson(name=f"{list_name} of {store.path.name}", used_labels=used_labels, videos=videos)
 
 
 def lesson_of_run(run: RunFolder, config: RunConfig, *, has_action_head: bool) -> Lesson:
@@ -53,7 +55,8 @@ def lesson_of_run(run: RunFolder, config: RunConfig, *, has_action_head: bool) -
         assert lesson.videos is not None
         if named is None or named.keys() <= lesson.videos.keys():
             return lesson
-    return Lesson(list_name=config.train_subset, used_labels=used_labels, videos=named)
+    name = f"{config.train_subset} of {store_path(config.store).name}"
+    return Lesson(name=name, used_labels=used_labels, videos=named)
 
 
 def rows_met(lesson: Lesson, store: ClipStore) -> NDArray[np.int64] | None:

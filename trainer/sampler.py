@@ -53,6 +53,14 @@ def _split_whole(
     store: ClipStore, config: RunConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
     """What `split_rows` gives at 100 percent."""
+    wanted, tested = store.subset(config.train_subset), store.subset(config.test_subset)
+    num_shared = len(np.intersect1d(wanted, tested))
+    if num_shared:
+        raise ConfigError(
+            f"{num_shared} of the {len(tested)} videos of --test-subset {config.test_subset} are in --train-subset "
+            f"{config.train_subset}, too: nothing would be told by a test on them; name the two lists of one split, "
+            "such as train02 and test02"
+        )
     usable = {}
     left_out = 0
     for name in (config.train_subset, config.test_subset):
@@ -61,13 +69,6 @@ def _split_whole(
         left_out += int((~fits).sum())
         usable[name] = rows[fits]
     train, test = usable[config.train_subset], usable[config.test_subset]
-    num_shared = len(np.intersect1d(train, test))
-    if num_shared:
-        raise ConfigError(
-            f"{num_shared} of the {len(test)} videos of --test-subset {config.test_subset} are in --train-subset "
-            f"{config.train_subset}, too: nothing would be told by a test on them; name the two lists of one split, "
-            "such as train02 and test02"
-        )
     if len(train) == 0 or len(test) == 0:
         raise ConfigError(
             f"no video of {config.train_subset} or of {config.test_subset} has the {config.clip_spec.tuple_span} "

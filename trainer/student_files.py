@@ -39,6 +39,7 @@ from trainer.teacher_facts import action_class_names
 MODEL = "model.safetensors"
 CARD = "student.json"
 _CHECKPOINT_STATE = "state.json"
+_FORMAT: Literal[2] = 2  # of CARD
 _ACTION_WEIGHT = "action_head.linear.weight"
 
 
@@ -73,7 +74,7 @@ class _StudentCard(BaseModel):
     """student.json of a fine-tuned student. config: RunConfig's fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    format: Literal[2] = 2
+    format: Literal[2] = _FORMAT
     config: dict[str, object]
     classes: tuple[str, ...]
     frame_size: tuple[int, int]
@@ -180,7 +181,13 @@ def best_checkpoint(run: RunFolder) -> Path:
 
 def _load_fine_tuned(folder: Path) -> LoadedStudent:
     try:
-        card = _StudentCard.model_validate_json((folder / CARD).read_bytes())
+        content = (folder / CARD).read_bytes()
+        if _format_of(content) < _FORMAT:
+            raise CheckpointError(
+                f"student {folder} was kept by an earlier version, without what it was trained on: fine-tune it again "
+                "with preceptor eval"
+            )
+        card = _StudentCard.model_validate_json(content)
         tensors = load_safetensors((folder / MODEL).read_bytes())
     except (OSError, ValidationError, SafetensorError) as error:
         raise CheckpointError(f"student {folder} is damaged: {str(error).splitlines()[0]}") from None
@@ -193,6 +200,15 @@ def _load_fine_tuned(folder: Path) -> LoadedStudent:
         )
     config = from_json(dict(card.config))
     return _loaded(tensors, config, folder, card.lessons, card.classes, card.frame_size)
+
+
+def _format_of(content: bytes) -> int:
+    """That of a card; ours for what is no card at all, which then says more."""
+    try:
+        found = json.loads(content).get("format")
+    except (ValueError, AttributeError):
+        return _FORMAT
+    return found if isinstance(found, int) else _FORMAT
 
 
 def _loaded(

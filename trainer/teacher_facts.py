@@ -81,7 +81,7 @@ def action_class_names(config: RunConfig, count: int) -> tuple[str, ...]:
     """What the `count` classes of a run's action head are called: by its action teacher or, with the supervised term,
     by its store. Numbers where these are not to be had here any more."""
     try:
-        facts = teacher_facts(config)
+        facts = None if config.teacher_ref is None else teacher_facts(config)
         if facts is not None and facts.head == "action" and len(facts.classes) == count:
             return facts.classes
         store_classes = ClipStore.open(store_path(config.store)).classes

@@ -16,7 +16,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data.atomic import write_atomic
@@ -30,7 +32,7 @@ from trainer.evaluate.page import evaluation_page
 from trainer.evaluate.protocols import Workplace, evaluate, printable
 from trainer.evaluate.records import Evaluation
 from trainer.evaluate.request import EvalRequest
-from trainer.evaluate.splits import split_names
+from trainer.evaluate.splits import split_names, splits_of
 from trainer.lessons import lesson_on
 from trainer.student_files import LoadedStudent, save_student
 
@@ -105,10 +107,12 @@ def ask(
         files.record.unlink(missing_ok=True)
         for folder in (files.work, files.features):
             shutil.rmtree(folder, ignore_errors=True)
-    known = _read(files.record)
-    if known is not None:
-        if not files.page.is_file():
-            write_atomic(files.page, evaluation_page(known, store))
+    trained_on = training_rows(student.lessons, store)
+    kept = _read(files.record)
+    if kept is not None:
+        known = _as_seen(kept, store, request, trained_on)
+        if known != kept or not files.page.is_file():
+            _write(files, known, store)
         return Answer(known, files, was_there=True)
 
     def keep(split: str, result: FinetuneResult) -> None:
@@ -123,16 +127,30 @@ def ask(
         request,
         student=_name(student),
         weights_digest=student.digest,
-        trained_on=training_rows(student.lessons, store),
+        trained_on=trained_on,
         workplace=Workplace(files.features, files.work, keep),
         progress=progress,
     )
-    files.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(files.page, evaluation_page(evaluation, store))
-    write_atomic(files.record, evaluation.model_dump_json(indent=1).encode() + b"\n")
+    _write(files, evaluation, store)
     for progress_file in files.work.glob(f"*/{PROGRESS}"):  # the record is whole, and holds all that counts
         progress_file.unlink()
     return Answer(evaluation, files, was_there=False)
+
+
+def _write(files: EvaluationFiles, evaluation: Evaluation, store: ClipStore) -> None:
+    """The record goes last: where it lies, the page does."""
+    files.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(files.page, evaluation_page(evaluation, store))
+    write_atomic(files.record, evaluation.model_dump_json(indent=1).encode() + b"\n")
+
+
+def _as_seen(
+    kept: Evaluation, store: ClipStore, request: EvalRequest, trained_on: NDArray[np.int64] | None
+) -> Evaluation:
+    """The record with what is known today of the student's training: the store of its run may have come back."""
+    seen = {split.name: split.num_seen(trained_on) for split in splits_of(store, request.splits, request.num_frames)}
+    scores = tuple(score.model_copy(update={"test_seen": seen[score.split]}) for score in kept.splits)
+    return kept.model_copy(update={"splits": scores})
 
 
 def _read(file: Path) -> Evaluation | None:

@@ -7,6 +7,7 @@ of train01 is new to test01 alone; one that was fine-tuned on train02 as well is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,14 @@ from trainer.errors import EvaluationError
 from trainer.evaluate.records import ProtocolName
 from trainer.evaluate.splits import split_names
 from trainer.lessons import Lesson, rows_met
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """How many test videos of a split a lesson had."""
+
+    lesson: Lesson
+    count: int
 
 
 def training_rows(lessons: Sequence[Lesson], store: ClipStore) -> NDArray[np.int64] | None:
@@ -36,28 +45,40 @@ def splits_to_ask(
     very labels that it would be asked for: by `pretext`, or by any protocol if a lesson used action labels.
     """
     known = split_names(store)
-    if not names:
-        new = tuple(name for name in known if not any(_num_seen(lesson, store, name) for lesson in lessons))
-        if known and not new:
-            lists = " and ".join(lesson.list_name for lesson in lessons)
+    seen = {name: _seen(lessons, store, name) for name in known}
+    # By which lessons the student learned the very answers to a split's test videos.
+    learned = {name: [s for s in seen[name] if protocol == "pretext" or s.lesson.used_labels] for name in known}
+    new = tuple(name for name in known if not seen[name])
+    if names:
+        refused = next((name for name in names if learned.get(name)), None)
+        if refused is not None:
+            found = learned[refused][0]
+            instead = f"new to it are {', '.join(new)}" if new else "no split of this store is new to it"
             raise EvaluationError(
-                f"the student was trained on {lists}, with test videos of all splits of this store: "
-                f"name those to ask with --splits; they are {', '.join(known)}"
+                f"{found.count} of the test videos of split {refused} are in {found.lesson.name}, on which this "
+                f"student learned the answers; {instead}"
             )
-        return new
+        return tuple(names)
+    if known and not new:
+        lists = " and ".join(sorted({found.lesson.name for name in known for found in seen[name]}))
+        askable = [name for name in known if not learned[name]]
+        instead = (
+            f"name those to ask all the same with --splits; they are {', '.join(askable)}"
+            if askable
+            else "it learned the answers to all of them, and there is nothing here to ask it"
+        )
+        raise EvaluationError(
+            f"the student was trained on {lists}, with test videos of every split of this store: {instead}"
+        )
+    return new
+
+
+def _seen(lessons: Sequence[Lesson], store: ClipStore, split: str) -> list[_Seen]:
+    """The lessons that are known to have had test videos of a split."""
+    found = []
     for lesson in lessons:
-        if protocol != "pretext" and not lesson.used_labels:
-            continue
-        for name in (name for name in names if name in known):
-            num_seen = _num_seen(lesson, store, name)
-            if num_seen:
-                raise EvaluationError(
-                    f"{num_seen} of the test videos of split {name} are in {lesson.list_name}, on which this "
-                    "student learned the answers: leave --splits out for the splits that are new to it"
-                )
-    return tuple(names)
-
-
-def _num_seen(lesson: Lesson, store: ClipStore, split: str) -> int:
-    met = rows_met(lesson, store)
-    return 0 if met is None else len(np.intersect1d(store.subset(f"test{split}"), met))
+        met = rows_met(lesson, store)
+        count = 0 if met is None else len(np.intersect1d(store.subset(f"test{split}"), met))
+        if count:
+            found.append(_Seen(lesson, count))
+    return found

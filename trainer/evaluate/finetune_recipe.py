@@ -40,4 +40,6 @@ class FinetuneRecipe:
                 f"{self.epochs}, {self.batch_size}, {self.clips_per_video} and {self.lr:g}"
             )
         if not (0 <= self.seed < 2**63 and 0 <= self.view_seed < 2**63):
-            raise EvaluationError(f"seeds must lie between 0 and 2**63, got {self.seed} and {self.view_seed}")
+            raise EvaluationError(
+                f"seed and view seed must lie between 0 and 2**63, got {self.seed} and {self.view_seed}"
+            )

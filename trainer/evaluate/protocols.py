@@ -87,8 +87,7 @@ def evaluate(
     """
     began = time.monotonic()
     check_frames(store.frame_size, request.spec, f"clip store {store.path}")
-    needed = request.spec.tuple_span if request.protocol == "pretext" else request.spec.clip_len
-    splits = splits_of(store, request.splits, needed)
+    splits = splits_of(store, request.splits, request.num_frames)
     run = _Run(network, store, request, trained_on, workplace, progress)
     scored = run.scores(splits)
     if on_answers is not None:
@@ -259,7 +258,7 @@ class _Run:
             test_items=len(correct),
             test_videos=len(split.test_rows),
             test_left_out=split.test_left_out,
-            test_seen=(None if self._trained_on is None else int(np.isin(split.test_rows, self._trained_on).sum())),
+            test_seen=split.num_seen(self._trained_on),
             train_videos=len(split.train_rows),
             train_left_out=split.train_left_out,
             **more,

@@ -45,7 +45,12 @@ class EvalRequest:
                 f"clips and tuples per video must be at least 1, got {self.clips_per_video}, {self.tuples_per_video}"
             )
         if not 0 <= self.seed < 2**63:
-            raise EvaluationError(f"seed must lie between 0 and 2**63, got {self.seed}")
+            raise EvaluationError(f"the intervals' seed must lie between 0 and 2**63, got {self.seed}")
+
+    @property
+    def num_frames(self) -> int:
+        """That a video must have to be asked about."""
+        return self.spec.tuple_span if self.protocol == "pretext" else self.spec.clip_len
 
     def digest(self, store_fingerprint: str, splits: tuple[str, ...]) -> str:
         """16 hex digits that change with the question and with the store that it is put on."""

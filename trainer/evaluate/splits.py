@@ -31,6 +31,10 @@ class Split:
     train_left_out: int
     test_left_out: int
 
+    def num_seen(self, trained_on: NDArray[np.int64] | None) -> int | None:
+        """Test videos among these rows of the store; None when nobody knows the rows."""
+        return None if trained_on is None else int(np.isin(self.test_rows, trained_on).sum())
+
 
 def split_names(store: ClipStore) -> tuple[str, ...]:
     """The NN for which the store has both lists trainNN and testNN, sorted. They name folders and parts of pages, so

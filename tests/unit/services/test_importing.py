@@ -294,6 +294,16 @@ def test_a_fine_tuned_student_becomes_an_action_teacher_of_its_own_input(
     np.testing.assert_allclose(frozen.answer(pixels).logits, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_names_that_no_card_can_have_are_refused_in_a_sentence(
+    home: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "classes.txt").write_text("bow\nbow\n")
+    assert run(monkeypatch, str(tuned), "--name", "mine", "--classes", str(home / "classes.txt")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tuned} cannot be imported: ")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -200,7 +200,8 @@ def test_a_run_without_teacher_leaves_result_report_and_curves(home, store, caps
 
 
 def test_test_videos_too_short_for_a_tuple_take_part_in_retrieval_and_probe(home, store, capsys):
-    argv = ("--teacher", "none", "--store", str(store.path), "--test-subset", "test02", "--max-steps", "1")
+    argv = ("--teacher", "none", "--store", str(store.path), "--max-steps", "1")
+    argv += ("--train-subset", "train02", "--test-subset", "test02")
     assert run_main(capsys, *argv)[0] == 0
     (run,) = (home / "runs").iterdir()
     found = json.loads((run / "result.json").read_bytes())["evaluation"]

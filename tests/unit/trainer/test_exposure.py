@@ -16,6 +16,7 @@ from trainer.errors import EvaluationError
 from trainer.evaluate.cached import ask
 from trainer.evaluate.exposure import splits_to_ask
 from trainer.evaluate.finetune_recipe import FinetuneRecipe
+from trainer.evaluate.records import Evaluation
 from trainer.evaluate.request import EvalRequest
 from trainer.lessons import Lesson, lesson_on
 from trainer.student_files import LoadedStudent, load_student, tensors_digest
@@ -56,9 +57,23 @@ def test_by_default_the_splits_are_those_whose_test_videos_are_new(store):
     assert splits_to_ask(_learned(store, "train01"), store, (), "probe") == ("01",)
     assert splits_to_ask(_learned(store, "train02"), store, (), "pretext") == ("02",)
     assert splits_to_ask((), store, (), "pretext") == ("01", "02")
-    for lists, said in ((("train03",), "train03"), (("train01", "train02"), "train01 and train02")):
+    for lists, said in (
+        (("train03",), "train03 of two"),
+        (("train01", "train02"), "train01 of two and train02 of two"),
+    ):
         with pytest.raises(EvaluationError, match=rf"trained on {said}, with test .*--splits; they are 01, 02"):
             splits_to_ask(_learned(store, *lists), store, (), "probe")
+
+
+def test_only_splits_that_may_be_asked_are_offered(store):
+    without, labelled = _learned(store, "train01"), _learned(store, "train02", labels=True)
+    with pytest.raises(EvaluationError, match=r"with --splits; they are 02$"):  # train02 has the answers to test01
+        splits_to_ask(without + labelled, store, (), "probe")
+    assert splits_to_ask(without + labelled, store, ("02",), "probe") == ("02",)
+    with pytest.raises(EvaluationError, match="learned the answers; no split of this store is new to it"):
+        splits_to_ask(without + labelled, store, ("01",), "probe")
+    with pytest.raises(EvaluationError, match="there is nothing here to ask it"):
+        splits_to_ask(without + labelled, store, (), "pretext")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +82,7 @@ def test_by_default_the_splits_are_those_whose_test_videos_are_new(store):
 def test_videos_are_not_asked_under_the_labels_that_the_student_learned(store, protocol, labels):
     lessons = _learned(store, "train01", labels=labels)
     assert splits_to_ask(lessons, store, ("01",), protocol) == ("01",)
-    with pytest.raises(EvaluationError, match="3 of the test videos of split 02 are in train01"):
+    with pytest.raises(EvaluationError, match=r"3 of the test .* split 02 are in train01 of two, .*; new to it are 01"):
         splits_to_ask(lessons, store, ("01", "02"), protocol)
 
 
@@ -88,10 +103,17 @@ def test_videos_seen_without_labels_may_be_asked_and_are_counted(store, config):
 
 
 def test_what_nobody_knows_is_said_and_not_counted_as_new(store, config):
-    student = _student(config, store, (Lesson(list_name="train01", used_labels=False, videos=None),))
-    answer = ask(student, store, EvalRequest("retrieval", SPEC, InputSpec(modality="res", crop=32), clips_per_video=2))
+    student = _student(config, store, (Lesson(name="train01 of two", used_labels=False, videos=None),))
+    request = EvalRequest("retrieval", SPEC, InputSpec(modality="res", crop=32), clips_per_video=2)
+    answer = ask(student, store, request)
     assert [(score.split, score.test_seen) for score in answer.evaluation.splits] == [("01", None), ("02", None)]
     assert "<td>not known</td>" in answer.files.page.read_text()
+    known = dataclasses.replace(student, lessons=_learned(store, "train01"))  # its run's store came back
+    again = ask(known, store, dataclasses.replace(request, splits=("01", "02")))
+    assert again.was_there
+    assert [score.test_seen for score in again.evaluation.splits] == [0, 3]
+    assert "not known" not in answer.files.page.read_text()
+    assert Evaluation.model_validate_json(answer.files.record.read_bytes()) == again.evaluation
 
 
 def test_a_fine_tuned_student_is_not_asked_about_what_it_was_fine_tuned_on(store, config):

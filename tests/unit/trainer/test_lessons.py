@@ -33,7 +33,7 @@ def test_videos_are_known_again_in_another_store_by_key_and_length(tmp_path):
     others = _store(tmp_path / "others", [("a/1", 30), ("a/2", 99)])  # the same name, another video
     assert rows_met(lesson, others).tolist() == [0]
     assert Lesson.model_validate_json(lesson.model_dump_json()) == lesson
-    assert rows_met(Lesson(list_name="train01", used_labels=False, videos=None), again) is None
+    assert rows_met(Lesson(name="train01 of two", used_labels=False, videos=None), again) is None
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def trained(bench, config):
 @pytest.mark.usefixtures("trained")
 def test_a_run_learned_from_the_whole_of_its_list(store):
     (lesson,) = load_student("mine").lessons
-    assert (lesson.list_name, lesson.used_labels) == ("train01", False)
+    assert (lesson.name, lesson.used_labels) == (f"train01 of {store.path.name}", False)
     np.testing.assert_array_equal(rows_met(lesson, store), np.sort(store.subset("train01")))
 
 

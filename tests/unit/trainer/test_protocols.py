@@ -86,6 +86,12 @@ def test_a_store_has_the_splits_for_which_both_lists_exist_and_short_videos_are_
     assert [split.name for split in splits_of(splits_store, ("02",), 8)] == ["02"]
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_interval_can_be_drawn_from_is_refused(seed):
+    with pytest.raises(EvaluationError, match="the intervals' seed must lie between 0 and"):
+        _request("retrieval", seed=seed)
+
+
 def test_a_split_without_both_lists_is_refused_with_those_that_there_are(splits_store):
     with pytest.raises(EvaluationError, match="has no lists train03 and test03; its splits are: 01, 02"):
         splits_of(splits_store, ("01", "03"), 8)

@@ -145,12 +145,22 @@ def test_the_key_follows_the_weights_and_the_architecture(trained):
 def test_a_fine_tuned_student_reads_back_whole(config, tmp_path):
     network = VideoNetwork("r3d", 0.05, pretext_classes=0, action_classes=2, projector=False)
     config = dataclasses.replace(config, width=0.05)
-    lessons = (Lesson(list_name="train01", used_labels=True, videos={"00ff": 30}),)
+    lessons = (Lesson(name="train01 of two", used_labels=True, videos={"00ff": 30}),)
     save_student(tmp_path / "model", network, config, ("left", "right"), (40, 54), lessons)
     student = load_student(tmp_path / "model")
     assert _same(student.network, network)
     assert (student.config, student.classes, student.frame_size) == (config, ("left", "right"), (40, 54))
     assert student.lessons == lessons
+
+
+def test_a_student_of_an_earlier_version_is_refused_with_what_to_do(config, tmp_path):
+    network = VideoNetwork("r3d", 0.05, pretext_classes=0, action_classes=2, projector=False)
+    save_student(tmp_path, network, dataclasses.replace(config, width=0.05), ("left", "right"), (40, 54), ())
+    card = json.loads((tmp_path / CARD).read_bytes())
+    del card["lessons"]
+    (tmp_path / CARD).write_text(json.dumps(card | {"format": 1}))
+    with pytest.raises(CheckpointError, match=r"kept by an earlier version, .*: fine-tune it again"):
+        load_student(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["weights of another", "weights cut off", "card cut off", "a class too few"])
