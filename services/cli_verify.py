@@ -41,7 +41,7 @@ def verify(run: Run, steps: int = 20, seed: int = 0, reach: int = 64, ledger: bo
     console = Console(markup=False, highlight=False, soft_wrap=True)
     folder = RunFolder(Path(run).absolute() if os.sep in run else runs_folder() / run)
     if not folder.config.is_file():
-        raise ConfigError(f"no run {run!r} under {folder.path.parent}")
+        raise ConfigError(f"no run {run!r} under {folder.path.parent}: expected the id of a run or its folder")
     found = verify_run(folder, VerifyOptions(steps, seed, reach, ledger), console.print)
     console.print(_table(found))
     first = found.first_difference

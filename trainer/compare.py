@@ -1,4 +1,4 @@
-"""Runs side by side: `python -m trainer.compare RUN RUN [...]`, each RUN a run's folder.
+"""Runs side by side: `python -m trainer.compare RUN RUN [...]`, each RUN a run's id or folder.
 
 The last column is the second run minus the first. Where both were tried on the same views, accuracies are compared
 answer by answer, and the 95 % interval says how far the difference would move with other groups of test videos (not
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data.home import runs_folder
 from trainer.answers import paired_gain, read_answers
 from trainer.config import identifying
 from trainer.report import REPORT_NAME
@@ -87,7 +88,7 @@ def compare(run_folders: Sequence[Path], title: str | None = None) -> Table:
     Raises RunFolderError for a folder that is not a run's or whose run is not finished, NothingToCompare for none.
     """
     if not run_folders:
-        raise NothingToCompare("name the folder of at least one finished run, such as var/runs/NAME")
+        raise NothingToCompare("name at least one finished run, by its id or folder, such as var/runs/NAME")
     runs = [_finished(folder) for folder in run_folders]
     table = Table(title=title, title_justify="left")
     table.add_column("")
@@ -125,18 +126,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         tyro.cli(_print, args=arguments, prog="python -m trainer.compare")
     except (RunFolderError, NothingToCompare) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _print(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], title: str | None = None) -> None:
+def _print(
+    names: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ..."), tyro.conf.Positional], title: str | None = None
+) -> None:
     """Shows finished runs side by side.
 
     Args:
-        runs: Folders of runs.
+        names: Ids of runs under $PRECEPTOR_HOME/runs, or their folders.
         title: Line above the table.
     """
+    runs = [Path(name) if Path(name).is_dir() else _named(name) for name in names]
     console = Console()
     console.print(compare(runs, title))
     for sentence in what_differs(runs):
@@ -145,6 +149,13 @@ def _print(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], title: str |
         report = folder.resolve() / REPORT_NAME
         line = f"report: {report}" if report.is_file() else f"report: there is none in {report.parent}"
         console.print(Text(line), soft_wrap=True)
+
+
+def _named(name: str) -> Path:
+    folder = runs_folder() / name
+    if not folder.is_dir():
+        raise RunFolderError(name, f"it is neither a folder nor the id of a run under {runs_folder()}")
+    return folder
 
 
 def _finished(folder: Path) -> RunData:

@@ -36,7 +36,9 @@ def read_source(path: Path, *, trust_pickle: bool = False, limits: Limits | None
     """Reads it. What a pickle needs is done in a process of its own. Raises ImportRefused with one sentence."""
     if path.suffix not in (*PICKLE_SUFFIXES, SAFETENSORS):
         expected = ", ".join((*PICKLE_SUFFIXES, SAFETENSORS))
-        raise ImportRefused(str(path), f"a name with {expected} at its end, or run:ID, was expected")
+        raise ImportRefused(
+            str(path), f"a name with {expected} at its end, run:ID or a fine-tuned student's folder was expected"
+        )
     if not path.is_file():
         raise ImportRefused(str(path), "there is no such file")
     with tempfile.TemporaryDirectory(prefix="preceptor-import-") as folder:

@@ -39,7 +39,6 @@ class FinetuneRecipe:
                 "epochs, batch size and clips per video must be at least 1 and lr positive, got "
                 f"{self.epochs}, {self.batch_size}, {self.clips_per_video} and {self.lr:g}"
             )
-        if not (0 <= self.seed < 2**63 and 0 <= self.view_seed < 2**63):
-            raise EvaluationError(
-                f"seed and view seed must lie between 0 and 2**63, got {self.seed} and {self.view_seed}"
-            )
+        for name in ("seed", "view_seed"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise EvaluationError(f"{name} must lie between 0 and 2**63, got {getattr(self, name)}")

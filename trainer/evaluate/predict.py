@@ -109,7 +109,7 @@ def predict(
         answerer: _Classifier | _Nearest = _Classifier(student, options)
     else:
         if not any(file.is_file() for file in files):  # a gallery takes a while
-            raise EvaluationError(f"there is no such file: {', '.join(map(str, files))}")
+            raise EvaluationError(f"there is no such video file: {', '.join(map(str, files))}; expected paths of files")
         answerer = _Nearest(student, gallery, options, progress)
     frame_size = answerer.frame_size
     check_frames(frame_size, student.config.clip_spec, "what this student is asked about")

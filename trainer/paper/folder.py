@@ -39,15 +39,7 @@ def write_run_file(
     More seeds or fractions may be asked for later; the list of cells is then that of both. A folder that was begun by
     another state of the program is gone on with, and says so. Raises ConfigError when it was begun with other settings.
     """
-    path = folder / RUN_NAME
-    before: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    settings = {name: value for name, value in dataclasses.asdict(scale).items() if name not in _ESTIMATES}
-    settings |= {"equal_steps": choices.equal_steps, "identity": _identity(scale, choices)}
-    settings = json.loads(json.dumps(settings))  # tuples become lists
-    if before and before.get("settings") != settings:
-        raise ConfigError(
-            f"{folder} was begun with other settings (see {RUN_NAME}): use another --out, or the old ones"
-        )
+    before, settings = check_settings(folder, scale, choices)
     programs = list(dict.fromkeys([*before.get("programs", ()), program()]))
     if len(programs) > 1:
         say(f"note: the cells in {folder} are of more than one state of the program: {', '.join(programs)}")
@@ -67,8 +59,23 @@ def write_run_file(
         "settings": settings,
         "cells": list(cells),
     }
-    write_atomic(path, json.dumps(content, indent=1).encode() + b"\n")
+    write_atomic(folder / RUN_NAME, json.dumps(content, indent=1).encode() + b"\n")
     return str(content["name"])
+
+
+def check_settings(folder: Path, scale: Scale, choices: Choices) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what run.json says, empty where there is none; the settings as it would have them). Raises ConfigError when the
+    folder was begun with other settings."""
+    path = folder / RUN_NAME
+    before: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    settings = {name: value for name, value in dataclasses.asdict(scale).items() if name not in _ESTIMATES}
+    settings |= {"equal_steps": choices.equal_steps, "identity": _identity(scale, choices)}
+    settings = json.loads(json.dumps(settings))  # tuples become lists
+    if before and before.get("settings") != settings:
+        raise ConfigError(
+            f"{folder} was begun with other settings (see {RUN_NAME}): use another --out, or the old ones"
+        )
+    return before, settings
 
 
 def _identity(scale: Scale, choices: Choices) -> str:

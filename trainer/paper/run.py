@@ -22,7 +22,7 @@ from typing import Protocol
 from rich.console import Console
 
 from trainer.paper.estimate import Estimate, estimate, measure_step_times, teacher_mb
-from trainer.paper.folder import locked, write_run_file
+from trainer.paper.folder import check_settings, locked, write_run_file
 from trainer.paper.live import Board, LiveTable
 from trainer.paper.load import PROGRESS_NAME, RESULT_NAME, spent_s
 from trainer.paper.plan import GridRequest, Job, control_fraction, make_jobs, teacher_of
@@ -64,7 +64,8 @@ class Pool(Protocol):
 
 
 def preview(request: PaperRequest, console: Console) -> int:
-    """Says what would be done and what it would take. Starts nothing."""
+    """Says what would be done and what it would take. Starts nothing. Raises ConfigError as `run_paper` would."""
+    check_settings(request.folder, request.scale, request.choices)
     jobs = make_jobs(request.scale, request.grid)
     shop = _workshop(request, "dry-run", jobs)
     todo = [job for job in jobs if not shop.is_done(job)]

@@ -94,7 +94,7 @@ def test_what_fine_tuning_leaves_is_a_student_that_names_classes(
         (["eval", "MODEL", "--store", "nowhere"], "nowhere"),
         (["eval", "MODEL", "--splits", "02"], "has no lists train02 and test02; its splits are: 01"),
         (["eval", "MODEL", "--epochs", "0"], "must be at least 1"),
-        (["eval", "MODEL", "--seed", "-1"], "seed and view seed must lie between 0 and 2**63, got -1"),
+        (["eval", "MODEL", "--seed", "-1"], "error: seed must lie between 0 and 2**63, got -1"),
         (["eval", "MODEL", "--lr", "nan"], "lr positive, got 150, 8, 10 and nan"),
         (["predict", "MODEL", "a.avi"], "has not learned to name actions"),
         (["predict", "MODEL", "a.avi", "--store", "two", "--top", "0"], "must be at least 1"),

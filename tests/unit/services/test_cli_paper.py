@@ -69,6 +69,12 @@ def test_lists_that_cannot_be_are_refused_in_a_sentence(wrong):
         paper(dry_run=True, **wrong)
 
 
+def test_a_dry_run_refuses_a_folder_that_the_run_would_refuse(tmp_path):
+    (tmp_path / "run.json").write_text('{"settings": {"name": "demo"}}')
+    with pytest.raises(ConfigError, match="was begun with other settings"):
+        paper(dry_run=True, measure=False, jobs=1, out=tmp_path)
+
+
 def test_a_negative_number_of_jobs_is_refused_with_its_own_flag(home):
     with pytest.raises(ConfigError, match=r"--jobs must be at least 1, or 0 .*, got -1"):
         paper(dry_run=True, jobs=-1)

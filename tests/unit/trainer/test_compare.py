@@ -174,8 +174,21 @@ def test_a_missing_or_unfinished_run_is_one_sentence_and_a_failure(runs, tmp_pat
         compare([other])
 
 
+def test_runs_may_be_named_by_their_ids(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PRECEPTOR_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "runs").symlink_to(runs[0].parent)
+    assert main([run.name for run in runs]) == 0
+    by_id = capsys.readouterr().out
+    assert main([str(run) for run in runs]) == 0
+    assert capsys.readouterr().out.splitlines()[:5] == by_id.splitlines()[:5]
+    assert main(["nobody"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: run folder nobody: it is neither a folder nor the id of a run under ")
+
+
 def test_no_run_at_all_is_a_sentence(capsys):
     assert main([]) == 1
-    assert "name the folder of at least one finished run" in capsys.readouterr().err
+    assert "name at least one finished run" in capsys.readouterr().err
     with pytest.raises(NothingToCompare):
         compare([])

@@ -112,7 +112,7 @@ def test_files_that_cannot_be_answered_get_a_reason_and_the_others_their_answers
 
 
 def test_without_any_of_the_files_no_gallery_is_embedded(files, store, tmp_path):
-    with pytest.raises(EvaluationError, match=r"there is no such file: .*missing.avi"):
+    with pytest.raises(EvaluationError, match=r"there is no such video file: .*missing.avi"):
         predict(_student(tmp_path), [files / "missing.avi"], gallery=store)
 
 
