@@ -45,7 +45,8 @@ def splits_to_ask(
     very labels that it would be asked for: by `pretext`, or by any protocol if a lesson used action labels.
     """
     known = split_names(store)
-    seen = {name: _seen(lessons, store, name) for name in known}
+    met = [(lesson, rows) for lesson in lessons if (rows := rows_met(lesson, store)) is not None]
+    seen = {name: _seen(met, store.subset(f"test{name}")) for name in known}
     # By which lessons the student learned the very answers to a split's test videos.
     learned = {name: [s for s in seen[name] if protocol == "pretext" or s.lesson.used_labels] for name in known}
     new = tuple(name for name in known if not seen[name])
@@ -73,12 +74,7 @@ def splits_to_ask(
     return new
 
 
-def _seen(lessons: Sequence[Lesson], store: ClipStore, split: str) -> list[_Seen]:
-    """The lessons that are known to have had test videos of a split."""
-    found = []
-    for lesson in lessons:
-        met = rows_met(lesson, store)
-        count = 0 if met is None else len(np.intersect1d(store.subset(f"test{split}"), met))
-        if count:
-            found.append(_Seen(lesson, count))
-    return found
+def _seen(met: Sequence[tuple[Lesson, NDArray[np.int64]]], test_rows: NDArray[np.int64]) -> list[_Seen]:
+    """The lessons that are known to have had some of these videos. met: lessons with their rows of the store."""
+    counts = ((lesson, len(np.intersect1d(test_rows, rows))) for lesson, rows in met)
+    return [_Seen(lesson, count) for lesson, count in counts if count]
