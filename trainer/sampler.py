@@ -61,14 +61,8 @@ def _split_whole(
             f"{config.train_subset}, too: nothing would be told by a test on them; name the two lists of one split, "
             "such as train02 and test02"
         )
-    usable = {}
-    left_out = 0
-    for name in (config.train_subset, config.test_subset):
-        rows = store.subset(name)
-        fits = long_enough(store.videos, rows, config.clip_spec.tuple_span)
-        left_out += int((~fits).sum())
-        usable[name] = rows[fits]
-    train, test = usable[config.train_subset], usable[config.test_subset]
+    train, test = (rows[long_enough(store.videos, rows, config.clip_spec.tuple_span)] for rows in (wanted, tested))
+    left_out = len(wanted) + len(tested) - len(train) - len(test)
     if len(train) == 0 or len(test) == 0:
         raise ConfigError(
             f"no video of {config.train_subset} or of {config.test_subset} has the {config.clip_spec.tuple_span} "
